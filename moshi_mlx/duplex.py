@@ -1,0 +1,162 @@
+"""The duplex step: one frame of a conversation as one pure function, (sound in, state) -> (reply, state).
+
+Time alignment (Kyutai's PyTorch package is the reference): position p of the temporal transformer sees index p - 1 of
+every stream, less the stream's delay, or the stream's initial token where that is before its start. Position 0 sees
+initial tokens alone; `prime` spends it before the user's first frame, so that the step that receives user frame n is
+position n + 1 and sees that very frame.
+
+What position p samples for a codebook of delay d is index p - d of that codebook. The newest column in which all
+codebooks of an index are known is p - max delay: that column is the reply.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from .moshi import MoshiForConditionalGeneration
+from .sampling import Sampling, noise, sample
+from .state import State, flatten, unflatten, where
+
+
+@dataclass(frozen=True)
+class DuplexSampling:
+    """How the two kinds of tokens are drawn. The defaults are the reference's."""
+
+    text: Sampling = field(default=Sampling(temperature=0.7, top_k=25))
+    audio: Sampling = field(default=Sampling(temperature=0.8, top_k=250))
+
+
+class Reply(NamedTuple):
+    """What a step gives out, for each conversation."""
+
+    text: mx.array  # int32 [B], the text token sampled in this step
+    codes: mx.array  # int32 [B, num_codebooks], the newest complete column of Moshi's own codebooks
+    sound: mx.array  # float [B, frame_size], that column decoded
+    ready: mx.array  # bool [B], false while the delay fills: codes and sound mean nothing yet
+
+
+def init_state(model: MoshiForConditionalGeneration, seeds: list[int], capacity: int | None = None) -> State:
+    """The state of len(seeds) new conversations. `capacity`: cache slots to begin with (default: the whole context)."""
+    config, batch = model.config, len(seeds)
+    own, user = _delays(model)
+    return {
+        "offset": mx.zeros((batch,), mx.int32),
+        "keys": mx.stack([mx.random.key(seed) for seed in seeds]),
+        "text": mx.zeros((batch,), mx.int32),
+        "own": mx.zeros((batch, config.num_codebooks, max(own) + 1), mx.int32),
+        "user": mx.zeros((batch, config.user_codebooks, max(user) + 1), mx.int32),
+        "temporal": model.decoder.model.init_state(batch, capacity=capacity),
+        "encoder": model.audio_encoder.init_encoder_state(batch),
+        "decoder": model.audio_encoder.init_decoder_state(batch),
+    }
+
+
+def prime(model: MoshiForConditionalGeneration, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
+    """Position 0, before the user's first frame: -> the first text token int32 [B], state."""
+    silence = mx.zeros((len(state["offset"]), model.config.user_codebooks), mx.int32)
+    text, _, state = _language_step(model, silence, state, sampling)
+    # No user frame was spent: the next one is the first of its history.
+    return text, state
+
+
+def step(
+    model: MoshiForConditionalGeneration, sound: mx.array, state: State, sampling: DuplexSampling
+) -> tuple[Reply, State]:
+    """One frame from sound: sound float [B, frame_size]."""
+    codes, encoder = model.audio_encoder.encode_step(sound, state["encoder"], model.config.user_codebooks)
+    return step_codes(model, codes[..., 0], {**state, "encoder": encoder}, sampling)
+
+
+def step_codes(
+    model: MoshiForConditionalGeneration, codes: mx.array, state: State, sampling: DuplexSampling
+) -> tuple[Reply, State]:
+    """One frame from the user's codes: codes int [B, user_codebooks], -1 for no input."""
+    ready = state["offset"] >= max(_delays(model)[0])
+    text, column, state = _language_step(model, codes, state, sampling)
+    decoder = state["decoder"]
+    if max(_delays(model)[0]) > 1:  # with less, the first step after priming has a column already
+        fresh = model.audio_encoder.init_decoder_state(len(ready))
+        decoder = where(state["offset"] - 1 <= max(_delays(model)[0]), fresh, decoder)
+    sound, decoder = model.audio_encoder.decode_step(column[:, :, None], decoder)
+    return Reply(text, column, sound, ready), {**state, "decoder": decoder}
+
+
+def _delays(model: MoshiForConditionalGeneration) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The delays of Moshi's own codebooks, and of the user's."""
+    count, delays = model.config.num_codebooks, model.config.audio_delays
+    return delays[:count], delays[count:]
+
+
+def _language_step(
+    model: MoshiForConditionalGeneration, user_codes: mx.array, state: State, sampling: DuplexSampling
+) -> tuple[mx.array, mx.array, State]:
+    """One position of the language model: -> text token [B], newest complete column [B, num_codebooks], state."""
+    own_delays, user_delays = _delays(model)
+    user = mx.concatenate([state["user"][:, :, 1:], user_codes[:, :, None]], axis=-1)
+    tokens = _input_tokens(model, state["text"], state["own"][:, :, -1], _delayed(user, user_delays), state["offset"])
+    hidden, logits, temporal = model.decoder(tokens[:, :, None], state["temporal"])
+    text, codes, keys = _sample_frame(model, hidden[:, 0], logits[:, 0], state["keys"], sampling)
+    own = mx.concatenate([state["own"][:, :, 1:], codes[:, :, None]], axis=-1)
+    column = _delayed(own, [max(own_delays) - delay for delay in own_delays])
+    state = {
+        **state, "offset": state["offset"] + 1, "keys": keys, "text": text, "own": own, "user": user,
+        "temporal": temporal,
+    }  # fmt: skip
+    return text, column, state
+
+
+def _delayed(history: mx.array, delays: list[int] | tuple[int, ...]) -> mx.array:
+    """history [B, K, N], newest last -> [B, K]: of each row the value `delay` steps back."""
+    index = mx.array([history.shape[-1] - 1 - delay for delay in delays])[None, :, None]
+    return mx.take_along_axis(history, mx.broadcast_to(index, (*history.shape[:2], 1)), axis=-1)[..., 0]
+
+
+def _input_tokens(
+    model: MoshiForConditionalGeneration, text: mx.array, own: mx.array, user: mx.array, offset: mx.array
+) -> mx.array:
+    """The tokens [B, 1 + streams] that position `offset` sees: initial ones before the start of a stream."""
+    config = model.config
+    tokens = mx.concatenate([text[:, None], own, user], axis=1)
+    initial = mx.array([config.vocab_size] + [config.audio_vocab_size] * len(config.audio_delays))
+    return mx.where(offset[:, None] <= mx.array((0, *config.audio_delays)), initial, tokens)
+
+
+def _sample_frame(
+    model: MoshiForConditionalGeneration, hidden: mx.array, logits: mx.array, keys: mx.array, sampling: DuplexSampling
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The text token [B], then the depth decoder's codes [B, num_codebooks], and the next frame's keys."""
+    config = model.config
+    counts = [sampling.text.candidates(config.vocab_size)]
+    counts += [sampling.audio.candidates(config.audio_vocab_size)] * config.num_codebooks
+    (text_noise, *code_noise), keys = noise(keys, counts)
+    text = sample(logits, text_noise, sampling.text)
+    codes = model.depth_decoder(hidden, text, lambda i, logits: sample(logits, code_noise[i], sampling.audio))
+    return text, codes, keys
+
+
+def export_step(model: MoshiForConditionalGeneration, path: str | Path, sampling: DuplexSampling, seed: int = 0) -> int:
+    """Write the step of one conversation to `path` (.mlxfn, weights included) for programs in other languages.
+
+    The function takes sound float32 [1, frame_size], then the leaves of the state in the order of `flatten`; it
+    returns text, codes, sound and ready (see `Reply`), then the leaves of the next state in the same order. Beside it
+    lies the primed state of a new conversation, `path` with the suffix .safetensors, its names numbered in that order.
+    Returns the number of leaves.
+    """
+    path = Path(path)
+    _, state = prime(model, init_state(model, [seed]), sampling)
+    leaves = flatten(state)
+    names = [name for name, _ in leaves]
+
+    def exported(sound: mx.array, *values: mx.array) -> list[mx.array]:
+        reply, after = step(model, sound, unflatten(list(zip(names, values, strict=True))), sampling)
+        return [*reply, *(leaf for _, leaf in flatten(after))]
+
+    sound = mx.zeros((1, model.config.audio_encoder_config.frame_size))
+    mx.export_function(str(path), exported, sound, *(leaf for _, leaf in leaves))
+    numbered = {f"{i:04d}.{name}": leaf for i, (name, leaf) in enumerate(leaves)}
+    mx.save_safetensors(str(path.with_suffix(".safetensors")), numbered)
+    return len(leaves)

@@ -1,0 +1,70 @@
+"""Helium, Moshi's temporal transformer (Moshi paper, section 3.2), and its text head."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .config import MoshiConfig
+from .state import State
+from .transformer import Embedding, LayerConfig, Transformer
+
+
+class MoshiModel(nn.Module):
+    """Token rows in, normalised hidden states out.
+
+    `embed_tokens` holds the rows of all streams in one table, so that a frame is one gather and one sum: first
+    vocab_size + 1 of text, then audio_vocab_size + 1 of every audio stream; the last row of each is its initial token.
+    """
+
+    def __init__(self, config: MoshiConfig) -> None:
+        super().__init__()
+        self.config = config
+        streams = len(config.audio_delays)
+        rows = config.vocab_size + 1 + streams * (config.audio_vocab_size + 1)
+        self.embed_tokens = Embedding(rows, config.hidden_size)
+        layer = LayerConfig(
+            dim=config.hidden_size,
+            num_heads=config.num_attention_heads,
+            num_key_value_heads=config.key_value_heads,
+            hidden=config.ffn_dim // 2,
+            norm_eps=config.rms_norm_eps,
+            gated=True,
+        )
+        self.transformer = Transformer(layer, config.num_hidden_layers, config.sliding_window, config.rope_theta)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type that hidden states and caches have: that of the weights, or of their scales."""
+        return self.norm.weight.dtype
+
+    def init_state(self, batch: int, positions: int = 1, capacity: int | None = None) -> State:
+        """State for calls of up to `positions` positions, with `capacity` cache slots to begin with."""
+        return self.transformer.init_state(batch, self.dtype, positions, capacity)
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        """tokens int [B, 1 + streams, T], text first, -1 for no input -> the sum of their rows [B, T, hidden]."""
+        config = self.config
+        audio = config.vocab_size + 1 + mx.arange(len(config.audio_delays)) * (config.audio_vocab_size + 1)
+        first_rows = mx.concatenate([mx.zeros((1,), mx.int32), audio.astype(mx.int32)])[:, None]
+        return self.embed_tokens(mx.where(tokens < 0, -1, tokens + first_rows)).sum(axis=1)
+
+    def __call__(self, inputs_embeds: mx.array, state: State) -> tuple[mx.array, State]:
+        """inputs_embeds [B, T, hidden], state -> last hidden state [B, T, hidden], state."""
+        x, state = self.transformer(inputs_embeds, state)
+        return self.norm(x), state
+
+
+class MoshiForCausalLM(nn.Module):
+    """Helium with its text head."""
+
+    def __init__(self, config: MoshiConfig) -> None:
+        super().__init__()
+        self.model = MoshiModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def __call__(self, tokens: mx.array, state: State) -> tuple[mx.array, mx.array, State]:
+        """tokens int [B, 1 + streams, T] -> last hidden state [B, T, hidden], text logits [B, T, vocab], state."""
+        hidden, state = self.model(self.model.embed(tokens), state)
+        return hidden, self.lm_head(hidden), state

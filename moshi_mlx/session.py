@@ -1,0 +1,144 @@
+"""Session: one conversation for people who embed Moshi. The one mutable object of the package."""
+
+from __future__ import annotations
+
+import codecs
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from . import duplex
+from .duplex import DuplexSampling, Reply
+from .errors import InputError
+from .moshi import MoshiForConditionalGeneration
+from .sampling import Sampling
+from .state import State
+from .transformer import grow
+
+# Attention reads its whole ring, so a young conversation keeps a small one; each of these is compiled when reached.
+FIRST_CAPACITY = 256
+# What MLX may keep of freed buffers. Without a limit it took 8 GB more over a long conversation.
+BUFFER_CACHE_BYTES = 512 * 2**20
+
+
+class Frame(NamedTuple):
+    """80 ms of Moshi's side of the conversation."""
+
+    pcm: np.ndarray | None  # float32 [frame_size] at sample_rate, None while the delay fills
+    text: str  # what this frame adds to the text, "" for padding
+    text_token: int
+    audio_codes: np.ndarray | None  # int32 [num_codebooks], the codes of pcm
+
+
+class Session:
+    """A conversation. Made by `model.session(...)`; primed, so the first frame that it gets is seen at once.
+
+    Arguments: seed; temperature, top_k, top_p, min_p of Moshi's sound; the same with `text_` before them of its text.
+    A temperature of 0 is greedy. Raises InputError for a setting out of range.
+
+    Not thread-safe: MLX work belongs to a thread, so make it, step it and reset it on one thread.
+    """
+
+    def __init__(
+        self,
+        model: MoshiForConditionalGeneration,
+        seed: int = 0,
+        *,
+        temperature: float = 0.8,
+        top_k: int = 250,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        text_temperature: float = 0.7,
+        text_top_k: int = 25,
+        text_top_p: float = 1.0,
+        text_min_p: float = 0.0,
+    ) -> None:
+        sampling = DuplexSampling(
+            text=Sampling(text_temperature, text_top_k, text_top_p, text_min_p),
+            audio=Sampling(temperature, top_k, top_p, min_p),
+        )
+        config = model.config.audio_encoder_config
+        self.sample_rate, self.frame_size = config.sampling_rate, config.frame_size
+        self.nonfinite_samples = 0
+        """NaN and infinite samples that were replaced by silence so far."""
+        self._model, self._seed, self._sampling = model, seed, sampling
+        self._step = mx.compile(lambda sound, state: duplex.step(model, sound, state, sampling))
+        self._step_codes = mx.compile(lambda codes, state: duplex.step_codes(model, codes, state, sampling))
+        mx.set_cache_limit(min(BUFFER_CACHE_BYTES, mx.set_cache_limit(BUFFER_CACHE_BYTES)))
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new conversation, the same as a new session with this one's settings and seed."""
+        context = self._model.config.sliding_window
+        self._capacity = min(FIRST_CAPACITY, context)
+        self._state: State = None  # freed before its successor is made
+        state = duplex.init_state(self._model, [self._seed], self._capacity)
+        first_token, self._state = duplex.prime(self._model, state, self._sampling)
+        mx.eval(first_token, self._state)
+        self._positions = 1
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+        # Priming samples a text token before there is a frame to hand it out with: it goes with the first.
+        self._pending_text = self._text_of(int(first_token[0]))
+
+    def step(self, pcm: Any) -> Frame:
+        """One frame: pcm float [frame_size] at sample_rate, what the user says -> what Moshi says meanwhile.
+
+        NaN and infinite samples are replaced by silence and counted in `nonfinite_samples`. Raises InputError for
+        another shape or for samples that are not floats.
+        """
+        pcm = np.asarray(pcm)
+        if pcm.dtype.kind != "f" or pcm.shape != (self.frame_size,):
+            raise InputError(
+                f"pcm: got {pcm.dtype} of shape {list(pcm.shape)}, expected float32 of shape [{self.frame_size}] "
+                f"in [-1, 1] at {self.sample_rate} Hz"
+            )
+        finite = np.isfinite(pcm)
+        if not finite.all():
+            self.nonfinite_samples += int(pcm.size - finite.sum())
+            pcm = np.where(finite, pcm, 0)
+        return self._advance(self._step, mx.array(pcm[None].astype(np.float32)))
+
+    def step_codes(self, codes: Any) -> Frame:
+        """One frame from Mimi codes of the user's sound: int [user codebooks], -1 where there is no input.
+
+        Raises InputError for another shape or a code that Mimi does not have.
+        """
+        codes, config = np.asarray(codes), self._model.config
+        if codes.dtype.kind not in "iu" or codes.shape != (config.user_codebooks,):
+            raise InputError(
+                f"codes: got {codes.dtype} of shape {list(codes.shape)}, expected int32 of shape "
+                f"[{config.user_codebooks}]"
+            )
+        if codes.min() < -1 or codes.max() >= config.audio_vocab_size:
+            raise InputError(
+                f"codes: got values from {codes.min()} to {codes.max()}, expected -1 to {config.audio_vocab_size - 1}"
+            )
+        return self._advance(self._step_codes, mx.array(codes[None].astype(np.int32)))
+
+    def _advance(self, step: Any, given: mx.array) -> Frame:
+        """The one evaluation of a frame, and its outcome on the host."""
+        if self._positions == self._capacity < self._model.config.sliding_window:
+            self._capacity = min(2 * self._capacity, self._model.config.sliding_window)
+            self._state["temporal"] = grow(self._state["temporal"], self._capacity)
+        reply, self._state = step(given, self._state)
+        mx.eval(reply, self._state)
+        self._positions += 1
+        return self._frame(Reply(*reply))
+
+    def _frame(self, reply: Reply) -> Frame:
+        token = int(reply.text[0])
+        text, self._pending_text = self._pending_text + self._text_of(token), ""
+        if not reply.ready[0]:
+            return Frame(None, text, token, None)
+        return Frame(np.array(reply.sound[0].astype(mx.float32)), text, token, np.array(reply.codes[0]))
+
+    def _text_of(self, token: int) -> str:
+        """What a text token prints: nothing for padding; bytes of a character wait for the rest of it."""
+        tokenizer = self._model.tokenizer
+        if tokenizer is None or token in self._model.config.silent_text_tokens or tokenizer.is_control(token):
+            return ""
+        piece = tokenizer.id_to_piece(token)
+        if tokenizer.is_byte(token):
+            return self._bytes.decode(bytes([int(piece[3:-1], 16)]))
+        return piece.replace("\u2581", " ")

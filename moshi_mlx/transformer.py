@@ -1,0 +1,234 @@
+"""The transformer that Mimi, Helium and the depth decoder share: pre-norm layers over a ring cache.
+
+The cache of a layer is a ring of `capacity` slots; the key of position p lies in slot p mod capacity. Which slots a
+query may see follows from the offset (positions so far) of its conversation alone, so a ring needs no clearing: what
+an earlier conversation left in it is never seen. The window of position q is exactly 0 <= q - k < context.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .errors import InputError
+from .state import State
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """Sizes of a layer. `gated` chooses SiLU-gated MLP, RMSNorm and no layer scale; else GELU MLP, LayerNorm, scale."""
+
+    dim: int
+    num_heads: int
+    num_key_value_heads: int
+    hidden: int
+    norm_eps: float
+    gated: bool
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+
+class Window(NamedTuple):
+    """Where the new positions of a call stand and what they may see; made once a call, shared by all layers."""
+
+    offset: mx.array  # [B] position of the first new one
+    slots: mx.array  # [B, 1, T, 1] ring slot of each new position
+    mask: mx.array  # [B, 1, T, capacity] bool, true where seen
+
+
+def window(offset: mx.array, length: int, capacity: int, context: int) -> Window:
+    """The window of `length` new positions after `offset` (int [B]) in rings of `capacity` slots."""
+    positions = offset[:, None] + mx.arange(length)  # [B, T]
+    last = positions[:, -1:]
+    held = last - (last - mx.arange(capacity)) % capacity  # [B, capacity] position that each slot holds, < 0: none
+    distance = positions[:, :, None] - held[:, None]  # [B, T, capacity]
+    mask = (held[:, None] >= 0) & (distance >= 0) & (distance < context)
+    return Window(offset, (positions % capacity)[:, None, :, None], mask[:, None])
+
+
+def write(ring: mx.array, slots: mx.array, new: mx.array) -> mx.array:
+    """ring [B, H, capacity, D] with new [B, H, T, D] in its slots; in place where the ring is consumed."""
+    return mx.put_along_axis(ring, slots, new, axis=2)
+
+
+class Attention(nn.Module):
+    """Self-attention, queries, keys and values from one product. in_proj [(H + 2 Hkv) D, dim], out_proj [dim, H D]."""
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        queries, kv = config.num_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.in_proj = nn.Linear(config.dim, queries + 2 * kv, bias=False)
+        self.out_proj = nn.Linear(queries, config.dim, bias=False)
+        self.heads = (config.num_heads, config.num_key_value_heads, config.num_key_value_heads)
+        self.scale = config.head_dim**-0.5
+
+    def project(self, x: mx.array) -> list[mx.array]:
+        """x [B, T, dim] -> queries [B, H, T, D], keys and values [B, Hkv, T, D]."""
+        batch, length, _ = x.shape
+        h = self.in_proj(x).reshape(batch, length, sum(self.heads), -1).transpose(0, 2, 1, 3)
+        return list(mx.split(h, [self.heads[0], self.heads[0] + self.heads[1]], axis=1))
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
+        """Softmax attention and output projection: [B, T, dim]."""
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
+        return self.out_proj(y.transpose(0, 2, 1, 3).flatten(2))
+
+    def __call__(self, x: mx.array, cache: State, seen: Window, rope_theta: float) -> tuple[mx.array, State]:
+        q, k, v = self.project(x)
+        q, k = (
+            mx.fast.rope(h, h.shape[-1], traditional=True, base=rope_theta, scale=1.0, offset=seen.offset)
+            for h in (q, k)
+        )
+        cache = {"keys": write(cache["keys"], seen.slots, k), "values": write(cache["values"], seen.slots, v)}
+        return self.attend(q, cache["keys"], cache["values"], seen.mask), cache
+
+
+class GatedMLP(nn.Module):
+    """silu(gate) * up, then down; gate and up from one product."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.linear_in = nn.Linear(dim, 2 * hidden, bias=False)
+        self.linear_out = nn.Linear(hidden, dim, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        gate, up = mx.split(self.linear_in(x), 2, axis=-1)
+        return self.linear_out(nn.silu(gate) * up)
+
+
+class MLP(nn.Module):
+    """Two linear layers around an exact GELU."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden, bias=False)
+        self.linear2 = nn.Linear(hidden, dim, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear2(nn.gelu(self.linear1(x)))
+
+
+class LayerScale(nn.Module):
+    """A learnt factor for each channel."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = mx.ones((dim,))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x * self.scale
+
+
+class TransformerLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), each scaled where the layer has scales."""
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        norm: Any = nn.RMSNorm if config.gated else nn.LayerNorm
+        self.norm1 = norm(config.dim, eps=config.norm_eps)
+        self.norm2 = norm(config.dim, eps=config.norm_eps)
+        self.self_attn = Attention(config)
+        if config.gated:
+            self.gating = GatedMLP(config.dim, config.hidden)
+        else:
+            self.mlp = MLP(config.dim, config.hidden)
+            self.layer_scale_1 = LayerScale(config.dim)
+            self.layer_scale_2 = LayerScale(config.dim)
+
+    def add_mlp(self, x: mx.array) -> mx.array:
+        """The second half of the layer: x plus its MLP."""
+        h = self.norm2(x)
+        return x + (self.gating(h) if "gating" in self else self.layer_scale_2(self.mlp(h)))
+
+    def __call__(self, x: mx.array, cache: State, seen: Window, rope_theta: float) -> tuple[mx.array, State]:
+        h, cache = self.self_attn(self.norm1(x), cache, seen, rope_theta)
+        x = x + (self.layer_scale_1(h) if "layer_scale_1" in self else h)
+        return self.add_mlp(x), cache
+
+
+class Transformer(nn.Module):
+    """Layers with rotary positions. State: offset [B] and, a layer, keys and values [B, Hkv, capacity, D]."""
+
+    def __init__(self, config: LayerConfig, num_layers: int, context: int, rope_theta: float) -> None:
+        super().__init__()
+        self.layers = [TransformerLayer(config) for _ in range(num_layers)]
+        self.context = context
+        self.rope_theta = rope_theta
+        self._cache_shape = (config.num_key_value_heads, config.head_dim)
+
+    def init_state(self, batch: int, dtype: mx.Dtype, positions: int = 1, capacity: int | None = None) -> State:
+        """State for calls of up to `positions` positions each; `capacity` slots to begin with (see `grow`)."""
+        heads, head_dim = self._cache_shape
+        shape = (batch, heads, capacity or self.full_capacity(positions), head_dim)
+        caches = [{name: mx.zeros(shape, dtype) for name in ("keys", "values")} for _ in self.layers]
+        return {"offset": mx.zeros((batch,), mx.int32), "layers": caches}
+
+    def full_capacity(self, positions: int = 1) -> int:
+        """Slots that hold the window of each of `positions` new ones."""
+        return self.context + positions - 1
+
+    def __call__(self, x: mx.array, state: State) -> tuple[mx.array, State]:
+        """x [B, T, dim] -> [B, T, dim], state."""
+        length, capacity = x.shape[1], state["layers"][0]["keys"].shape[2]
+        if length > max(1, capacity - self.context + 1):
+            room = max(1, capacity - self.context + 1)
+            raise InputError(f"got {length} positions in one call, but the state's caches take {room}")
+        seen = window(state["offset"], length, capacity, self.context)
+        caches = []
+        for layer, cache in zip(self.layers, state["layers"], strict=True):
+            x, cache = layer(x, cache, seen, self.rope_theta)
+            caches.append(cache)
+        return x, {"offset": state["offset"] + length, "layers": caches}
+
+
+def grow(state: State, capacity: int) -> State:
+    """A transformer's state with rings of `capacity` slots. Only before its rings have wrapped: slots stay in place."""
+
+    def widen(ring: mx.array) -> mx.array:
+        batch, heads, slots, head_dim = ring.shape
+        return mx.concatenate([ring, mx.zeros((batch, heads, capacity - slots, head_dim), ring.dtype)], axis=2)
+
+    layers = [{name: widen(ring) for name, ring in cache.items()} for cache in state["layers"]]
+    return {"offset": state["offset"], "layers": layers}
+
+
+class Embedding(nn.Module):
+    """A table of rows, some of them projected from `low_rank` wide ones. Id -1 means "no input": exactly zero."""
+
+    def __init__(self, rows: int, dim: int, low_rank: int | None = None) -> None:
+        super().__init__()
+        self.weight = mx.zeros((rows, low_rank or dim))
+        if low_rank:
+            self.low_rank = nn.Linear(low_rank, dim, bias=False)
+
+    def rows(self, ids: mx.array) -> mx.array:
+        return self.weight[ids]
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        """ids int [...] -> [..., dim]."""
+        y = mx.where((ids < 0)[..., None], 0, self.rows(mx.maximum(ids, 0)))
+        return self.low_rank(y) if "low_rank" in self else y
+
+
+class QuantizedEmbedding(Embedding):
+    """The same with quantized rows: a row is dequantized when it is read."""
+
+    def __init__(
+        self, weight: mx.array, scales: mx.array, biases: mx.array | None, bits: int, group_size: int, mode: str
+    ) -> None:
+        nn.Module.__init__(self)
+        self.weight, self.scales = weight, scales
+        if biases is not None:
+            self.biases = biases
+        self.bits, self.group_size, self.mode = bits, group_size, mode
+
+    def rows(self, ids: mx.array) -> mx.array:
+        biases = self.biases[ids] if "biases" in self else None
+        return mx.dequantize(
+            self.weight[ids], self.scales[ids], biases, group_size=self.group_size, bits=self.bits, mode=self.mode
+        )
