@@ -44,7 +44,7 @@ def load(path_or_hub_id: str | Path, dtype: mx.Dtype | None = None) -> MoshiForC
     """A model, ready for `model.session()`, from a local folder or a hub id such as "kyutai/moshiko-mlx-q4".
 
     `dtype` is the type that the language model is run in (of the scales, where it is quantized); None keeps the
-    stored one. The codec keeps its own. Raises CheckpointError or ConfigError, naming the file and tensor or key.
+    stored one. The codec always runs in float32. Raises CheckpointError or ConfigError, naming the file and tensor or key.
     """
     if dtype is not None and not mx.issubdtype(dtype, mx.floating):
         raise ConfigError(f"dtype: got {dtype}, expected a floating type such as mlx.core.bfloat16")
@@ -217,7 +217,8 @@ def _fill_mimi(model: MoshiForConditionalGeneration, checkpoint: Checkpoint) -> 
             raise CheckpointError(f"{checkpoint.mimi}: tensor {name!r} has the type {info.dtype}, expected a float")
     tensors = layouts.split_fused_projections(load_lazily(checkpoint.mimi), model.config)
     unused = layouts.mimi_unused(config)
-    _fill(model.audio_encoder, list(layouts.mimi(config)), tensors, unused, checkpoint.mimi, None)
+    # Published files are float32, and half the precision would be other codes: smaller files are widened once, here.
+    _fill(model.audio_encoder, list(layouts.mimi(config)), tensors, unused, checkpoint.mimi, mx.float32)
 
 
 def _fill(
@@ -232,7 +233,7 @@ def _fill(
         if parts.quantized:
             module = _quantize(model, row, module, parts)
         for suffix in parts.suffixes:
-            value = row.build(parts.tensors(suffix))
+            value = _built(row, parts.tensors(suffix), path)
             name = leaf if suffix is None else suffix
             _check_shape(value, module[name], row, path, parts.quantized)
             module[name] = value.astype(dtype) if dtype is not None and _is_float(value) else value
@@ -240,6 +241,23 @@ def _fill(
     left = sorted(set(tensors) - used)
     if left:
         raise CheckpointError(f"{path}: tensor {left[0]!r} has no place in a model of these sizes")
+
+
+def _built(row: Row, parts: list[mx.array], path: Path) -> mx.array:
+    """The parameter of a row, whose parts must fit together."""
+    whole = sum(len(part) for part in parts)
+    for n, (name, part) in enumerate(zip(row.theirs, parts, strict=True)):
+        rows = row.rows[n] if row.rows else whole // len(parts)
+        expected = (rows, *parts[0].shape[1:])
+        if row.build is layouts.join and len(parts) > 1 and part.shape != expected:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} has the shape {list(part.shape)}, expected {list(expected)}"
+            )
+    try:
+        return row.build(parts)
+    except ValueError as error:
+        shapes = ", ".join(str(list(part.shape)) for part in parts[:4])
+        raise CheckpointError(f"{path}: tensor {row.theirs[0]!r} has a shape that does not fit: {shapes}") from error
 
 
 class _Parts:

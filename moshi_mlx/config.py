@@ -21,14 +21,6 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _known(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    names = {f.name for f in fields(cls)}
-    unknown = sorted(set(values) - names)
-    if unknown:
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; {cls.__name__} knows {', '.join(sorted(names))}")
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-
-
 def _positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
@@ -113,10 +105,6 @@ class MimiConfig:
     def positions_per_frame(self) -> int:
         """Transformer positions in a frame: 2."""
         return self.frame_size // self.hop_length
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str = "MimiConfig") -> MimiConfig:
-        return cls(**_known(cls, values, where))
 
     @classmethod
     def from_kyutai(cls, values: Mapping[str, Any], where: str) -> MimiConfig:

@@ -20,11 +20,12 @@ Build = Callable[[list[mx.array]], mx.array]
 
 
 class Row(NamedTuple):
-    """One parameter of ours."""
+    """One parameter of ours. `rows`: how many each of several joined tensors has, where not all the same."""
 
     ours: str
     theirs: tuple[str, ...]
     build: Build
+    rows: tuple[int, ...] | None = None
 
 
 def join(parts: list[mx.array]) -> mx.array:
@@ -37,10 +38,15 @@ def flat(parts: list[mx.array]) -> mx.array:
     return parts[0].reshape(-1)
 
 
+def _table_rows(config: MoshiConfig) -> tuple[int, ...]:
+    return (config.vocab_size + 1, *[config.audio_vocab_size + 1] * len(config.audio_delays))
+
+
 def kyutai_pytorch(config: MoshiConfig) -> Iterator[Row]:
     """Kyutai's PyTorch names, of the later generation (`split_fused_projections` makes them of the earlier)."""
     streams = range(len(config.audio_delays))
-    yield Row("decoder.model.embed_tokens.weight", ("text_emb.weight", *(f"emb.{i}.weight" for i in streams)), join)
+    tables = ("text_emb.weight", *(f"emb.{i}.weight" for i in streams))
+    yield Row("decoder.model.embed_tokens.weight", tables, join, _table_rows(config))
     yield Row("decoder.lm_head.weight", ("text_linear.weight",), join)
     yield Row("decoder.model.norm.weight", ("out_norm.alpha",), flat)
     for n in range(config.num_hidden_layers):
@@ -73,7 +79,7 @@ def kyutai_mlx(config: MoshiConfig) -> Iterator[Row]:
     """The names of Kyutai's MLX files, which the earlier port and the Swift app read."""
     streams = range(len(config.audio_delays))
     tables = ("text_emb.weight", *(f"audio_embs.{i}.weight" for i in streams))
-    yield Row("decoder.model.embed_tokens.weight", tables, join)
+    yield Row("decoder.model.embed_tokens.weight", tables, join, _table_rows(config))
     yield Row("decoder.lm_head.weight", ("text_linear.weight",), join)
     yield Row("decoder.model.norm.weight", ("out_norm.weight",), join)
     for n in range(config.num_hidden_layers):
@@ -120,7 +126,8 @@ def split_fused_projections(tensors: dict[str, mx.array], config: MoshiConfig) -
         if stem is None:
             renamed[name] = tensor
             continue
-        parts = mx.split(tensor, sets) if path.startswith("depformer.") and sets > 1 else [tensor]
+        fused = path.startswith("depformer.") and len(tensor) % sets == 0  # if not, the shape is told when it is placed
+        parts = mx.split(tensor, sets) if fused else [tensor]
         renamed |= {f"{path}.self_attn.{stem}s.{i}.weight": part for i, part in enumerate(parts)}
     return renamed
 
