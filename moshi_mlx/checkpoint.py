@@ -44,7 +44,7 @@ def load(path_or_hub_id: str | Path, dtype: mx.Dtype | None = None) -> MoshiForC
     """A model, ready for `model.session()`, from a local folder or a hub id such as "kyutai/moshiko-mlx-q4".
 
     `dtype` is the type that the language model is run in (of the scales, where it is quantized); None keeps the
-    stored one. The codec always runs in float32. Raises CheckpointError or ConfigError, naming the file and tensor or key.
+    stored one. The codec always runs in float32. Raises CheckpointError or ConfigError, naming file and tensor or key.
     """
     if dtype is not None and not mx.issubdtype(dtype, mx.floating):
         raise ConfigError(f"dtype: got {dtype}, expected a floating type such as mlx.core.bfloat16")

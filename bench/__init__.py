@@ -1,0 +1,1 @@
+"""Benchmarks and the checkpoints that they run on; never imported by the library."""
