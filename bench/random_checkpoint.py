@@ -12,14 +12,17 @@ import argparse
 import json
 import math
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from moshi_mlx.config import MimiConfig, MoshiConfig
-from moshi_mlx.layouts import Row, join, kyutai_mlx, mimi
+from moshi_mlx.filling import module_at
+from moshi_mlx.layouts import Row, kyutai_mlx, linear, mimi
 from moshi_mlx.mimi import MimiModel
 from moshi_mlx.moshi import MoshiForConditionalGeneration
 
@@ -74,16 +77,17 @@ def language_tensors(config: MoshiConfig, bits: int | None, dtype: mx.Dtype) -> 
     """(name, tensor) of a language model in the MLX layout; with bits, every matrix quantized as Kyutai's files are."""
     model = MoshiForConditionalGeneration(config)  # zeros that are never evaluated: only their shapes are read
     for row in kyutai_mlx(config):
-        shape = _shape_of(model, row.ours)
+        shape = _shape_of(model, row)
         rows = row.rows or (shape[0] // len(row.theirs),) * len(row.theirs)
         for name, count in zip(row.theirs, rows, strict=True):
             yield from _tensor(name, (count, *shape[1:]), bits, dtype)
 
 
-def _shape_of(model: Any, path: str) -> tuple[int, ...]:
-    for part in path.split("."):
-        model = model[int(part)] if part.isdigit() else model[part]
-    return tuple(model.shape)
+def _shape_of(model: nn.Module, row: Row) -> tuple[int, ...]:
+    """The shape of a row's tensors, joined, in the file's order of axes."""
+    module, leaf = module_at(model, row.ours)
+    shape = tuple(module[leaf].shape)
+    return shape[::-1] if row.build is linear else shape
 
 
 def _tensor(name: str, shape: tuple[int, ...], bits: int | None, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
@@ -105,48 +109,53 @@ def _tensor(name: str, shape: tuple[int, ...], bits: int | None, dtype: mx.Dtype
 def mimi_tensors(config: MimiConfig) -> Iterator[tuple[str, mx.array]]:
     """(name, tensor) of a codec in Kyutai's PyTorch layout whose activations neither die nor blow up."""
     model = MimiModel(config)
-    for row in mimi(config):
-        if row.ours == "quantizer.half_norms":
-            continue
-        shape = _shape_of(model, row.ours)
-        if row.ours == "quantizer.embedding":
-            for total, usage in zip(row.theirs[::2], row.theirs[1::2], strict=True):
-                yield total, 0.5 * mx.random.normal(shape[1:])
-                yield usage, 0.5 + mx.random.uniform(shape=shape[1:2])
-                yield total.replace("embedding_sum", "_initialized"), mx.ones((1,))
-        elif "scale" in row.ours:
+    rows = {row.theirs: row for row in mimi(config)}  # of several rows of one tensor the last
+    taps = Counter(row.theirs for row in mimi(config))
+    for row in rows.values():
+        shape = _shape_of(model, row)
+        if row.theirs[0].endswith("embedding_sum"):
+            yield from _codebook_tensors(row, config)
+        elif "layer_scale" in row.ours:
             yield row.theirs[0], mx.full(shape, 0.3)
         elif len(shape) == 1:
-            centre = 1 if row.ours.endswith("norm1.weight") or row.ours.endswith("norm2.weight") else 0
-            yield row.theirs[0], centre + 0.05 * mx.random.normal(shape)
+            yield (
+                row.theirs[0],
+                float(row.ours.endswith(("norm1.weight", "norm2.weight"))) + 0.05 * mx.random.normal(shape),
+            )
         else:
-            yield from _codec_matrices(row, model, shape)
+            for name in row.theirs:
+                shape = _convolution_shape(model, row, taps[row.theirs])
+                around = 0.5 if row.ours.startswith("upsample") else 0.0
+                spread = 0.1 if around else 1 / math.sqrt(math.prod(shape[1:]))
+                yield name, around + spread * mx.random.normal(shape)
 
 
-def _codec_matrices(row: Row, model: MimiModel, shape: tuple[int, ...]) -> Iterator[tuple[str, mx.array]]:
-    """Their matrices have the axes that `build` makes ours of; a random one only needs the right shape."""
-    if row.build is join:
-        yield row.theirs[0], mx.random.normal(shape) / math.sqrt(shape[-1])
-        return
-    if row.ours.startswith("quantizer."):
-        own = (shape[0] // 2, shape[1]) if "input" in row.ours else (shape[0], shape[1] // 2)
-        for name in row.theirs:
-            yield name, mx.random.normal((*own, 1)) / math.sqrt(own[1])
-        return
-    layer: Any = model
-    for part in row.ours.split(".")[:-1]:
-        layer = layer[int(part)] if part.isdigit() else layer[part]
-    stride = getattr(layer, "stride", 1)
-    kernel, channels, out = shape if len(shape) == 3 else (2 * stride, *shape)
-    if row.ours == "upsample.weight":
-        yield row.theirs[0], 0.5 + 0.1 * mx.random.normal((out, 1, 2 * channels))
-    elif len(shape) == 2:
-        yield row.theirs[0], mx.random.normal((channels, out // kernel, kernel)) / math.sqrt(2 * channels)
-    elif type(layer).__name__ == "StridedConv":
-        channels, kernel = channels // stride, 2 * stride
-        yield row.theirs[0], mx.random.normal((out, channels, kernel)) / math.sqrt(kernel * channels)
-    else:
-        yield row.theirs[0], mx.random.normal((out, channels, kernel)) / math.sqrt(kernel * channels)
+def _codebook_tensors(row: Row, config: MimiConfig) -> Iterator[tuple[str, mx.array]]:
+    for total, usage in zip(row.theirs[::2], row.theirs[1::2], strict=True):
+        yield total, 0.5 * mx.random.normal((config.codebook_size, config.codebook_dim))
+        yield usage, 0.5 + mx.random.uniform(shape=(config.codebook_size,))
+        yield total.replace("embedding_sum", "_initialized"), mx.ones((1,))
+
+
+def _convolution_shape(model: MimiModel, row: Row, parts: int) -> tuple[int, ...]:
+    """The shape of a tensor that `parts` of our matrices are made of."""
+    path = row.ours.split(".")
+    layer, leaf = module_at(model, row.ours)
+    shape = tuple(layer[leaf].shape)
+    if row.build is linear:
+        return shape[::-1]
+    if path[0] == "quantizer":
+        dim, hidden = model.config.codebook_dim, model.config.hidden_size
+        return (dim, hidden, 1) if "input" in row.ours else (hidden, dim, 1)
+    if "halves" in path:
+        return (shape[1], 1, 2 * shape[0])
+    if "taps" in path:
+        return (shape[1], shape[0], parts)
+    layer = module_at(model, row.ours.split(".blocks")[0] + ".stride")[0] if "blocks" in path else layer
+    stride = layer.stride
+    if "blocks" in path:
+        return (shape[1], shape[0] // stride, 2 * stride)
+    return (shape[0], shape[1] // (2 * stride), 2 * stride)
 
 
 def tokenizer_bytes(pieces: int) -> bytes:

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from . import layouts
 from .config import PRESETS, MimiConfig, MoshiConfig
 from .errors import CheckpointError, ConfigError
+from .filling import fill
 from .hub import local_file, local_folder
 from .layouts import Row
 from .moshi import MoshiForConditionalGeneration
 from .safetensors import FLOATS, TensorInfo, load_lazily, read_header
-from .transformer import Embedding, QuantizedEmbedding
 
 MODEL_NAMES = ("model.safetensors", "model.q8.safetensors", "model.q4.safetensors")
 MIMI_NAME = "tokenizer-e351c8d8-checkpoint125.safetensors"
@@ -53,7 +52,7 @@ def load(path_or_hub_id: str | Path, dtype: mx.Dtype | None = None) -> MoshiForC
     config = _config(checkpoint, header)
     model = MoshiForConditionalGeneration(config)
     tensors, rows, unused = _language_tensors(checkpoint, header, config)
-    _fill(model, rows, tensors, unused, checkpoint.weights, dtype)
+    fill(model, rows, tensors, unused, checkpoint.weights, dtype)
     _fill_mimi(model, checkpoint)
     model.tokenizer = _tokenizer(checkpoint.tokenizer, config)
     model.sampling_defaults = checkpoint.sampling_defaults
@@ -218,127 +217,7 @@ def _fill_mimi(model: MoshiForConditionalGeneration, checkpoint: Checkpoint) -> 
     tensors = layouts.split_fused_projections(load_lazily(checkpoint.mimi), model.config)
     unused = layouts.mimi_unused(config)
     # Published files are float32, and half the precision would be other codes: smaller files are widened once, here.
-    _fill(model.audio_encoder, list(layouts.mimi(config)), tensors, unused, checkpoint.mimi, mx.float32)
-
-
-def _fill(
-    model: nn.Module, rows: list[Row], tensors: dict[str, mx.array], unused: set[str], path: Path,
-    dtype: mx.Dtype | None,
-) -> None:  # fmt: skip
-    """Give the model's parameters that `rows` name their tensors, and account for every tensor."""
-    used = set(unused)
-    for row in rows:
-        parts = _Parts(row, tensors, path)
-        module, leaf = _module_at(model, row.ours)
-        if parts.quantized:
-            module = _quantize(model, row, module, parts)
-        for suffix in parts.suffixes:
-            value = _built(row, parts.tensors(suffix), path)
-            name = leaf if suffix is None else suffix
-            _check_shape(value, module[name], row, path, parts.quantized)
-            module[name] = value.astype(dtype) if dtype is not None and _is_float(value) else value
-        used |= parts.used
-    left = sorted(set(tensors) - used)
-    if left:
-        raise CheckpointError(f"{path}: tensor {left[0]!r} has no place in a model of these sizes")
-
-
-def _built(row: Row, parts: list[mx.array], path: Path) -> mx.array:
-    """The parameter of a row, whose parts must fit together."""
-    whole = sum(len(part) for part in parts)
-    for n, (name, part) in enumerate(zip(row.theirs, parts, strict=True)):
-        rows = row.rows[n] if row.rows else whole // len(parts)
-        expected = (rows, *parts[0].shape[1:])
-        if row.build is layouts.join and len(parts) > 1 and part.shape != expected:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} has the shape {list(part.shape)}, expected {list(expected)}"
-            )
-    try:
-        return row.build(parts)
-    except ValueError as error:
-        shapes = ", ".join(str(list(part.shape)) for part in parts[:4])
-        raise CheckpointError(f"{path}: tensor {row.theirs[0]!r} has a shape that does not fit: {shapes}") from error
-
-
-class _Parts:
-    """The tensors of one row; of a quantized layer, those of its weight, scales and biases."""
-
-    def __init__(self, row: Row, tensors: dict[str, mx.array], path: Path) -> None:
-        self._row, self._tensors = row, tensors
-        stems = [name.removesuffix(".weight") for name in row.theirs]
-        self.quantized = f"{stems[0]}.scales" in tensors
-        self.suffixes: list[str | None] = [None]
-        if self.quantized:
-            self.suffixes = [s for s in ("weight", "scales", "biases") if f"{stems[0]}.{s}" in tensors]
-        self._names = {s: [name if s is None else f"{stem}.{s}" for name, stem in zip(row.theirs, stems, strict=True)]
-                       for s in self.suffixes}  # fmt: skip
-        self.used = {name for names in self._names.values() for name in names}
-        missing = sorted(self.used - set(tensors))
-        if missing:
-            raise CheckpointError(f"{path}: tensor {missing[0]!r} is missing")
-
-    def tensors(self, suffix: str | None) -> list[mx.array]:
-        return [self._tensors[name] for name in self._names[suffix]]
-
-
-def _is_float(value: mx.array) -> bool:
-    return mx.issubdtype(value.dtype, mx.floating)
-
-
-def _check_shape(value: mx.array, place: mx.array, row: Row, path: Path, quantized: bool) -> None:
-    if value.shape != place.shape:
-        names = repr(row.theirs[0]) if len(row.theirs) == 1 else f"{row.theirs[0]!r} to {row.theirs[-1]!r}"
-        kind = "quantized shape" if quantized else "shape"
-        raise CheckpointError(
-            f"{path}: tensor {names} gives the {kind} {list(value.shape)}, but the config wants {list(place.shape)}"
-        )
-
-
-def _module_at(model: nn.Module, path: str) -> tuple[Any, str]:
-    """The module that a dotted parameter path lies in, and the parameter's own name."""
-    *stem, leaf = path.split(".")
-    module: Any = model
-    for part in stem:
-        module = module[int(part)] if isinstance(module, list) else module[part]
-    return module, leaf
-
-
-def _quantize(model: nn.Module, row: Row, module: nn.Module, parts: _Parts) -> nn.Module:
-    """Put a quantized module in the place of `module`; bits and group size are read off the tensors."""
-    weight, scales = (parts.tensors(s)[0] for s in ("weight", "scales"))
-    if "scales" in module:
-        return module  # a step that shares it came first
-    rows, width = module.weight.shape
-    affine = "biases" in parts.suffixes
-    bits, group_size, mode = _quantization(weight, scales, width, affine, row.theirs[0])
-    packed = mx.zeros((rows, width * bits // 32), mx.uint32)
-    groups = mx.zeros((rows, width // group_size), scales.dtype)
-    new: nn.Module
-    if isinstance(module, Embedding):
-        new = QuantizedEmbedding(packed, groups, groups if affine else None, bits, group_size, mode)
-        if "low_rank" in module:
-            new.low_rank = module.low_rank
-    else:
-        new = nn.QuantizedLinear(width, rows, bias=False, group_size=group_size, bits=bits, mode=mode)
-        new.weight, new.scales = packed, groups
-        if affine:
-            new.biases = groups
-    parent, name = _module_at(model, row.ours.rsplit(".", 1)[0])
-    parent[name] = new
-    return new
-
-
-def _quantization(weight: mx.array, scales: mx.array, width: int, affine: bool, name: str) -> tuple[int, int, str]:
-    bits, group_size = weight.shape[-1] * 32 / width, width / scales.shape[-1]
-    modes = {(4, 32): "mxfp4", (8, 32): "mxfp8", (4, 16): "nvfp4"}
-    if affine and bits in (2, 3, 4, 5, 6, 8) and group_size in (32, 64, 128):
-        return int(bits), int(group_size), "affine"
-    if not affine and (bits, group_size) in modes:
-        return int(bits), int(group_size), modes[int(bits), int(group_size)]
-    raise CheckpointError(
-        f"tensor {name!r}: quantized shapes {list(weight.shape)} and {list(scales.shape)} give {bits:g} bits in "
-        f"groups of {group_size:g} for {width} inputs, which no quantization has; config and tensors contradict"
-    )
+    fill(model.audio_encoder, list(layouts.mimi(config)), tensors, unused, checkpoint.mimi, mx.float32)
 
 
 def _tokenizer(path: Path, config: MoshiConfig) -> Any:

@@ -58,7 +58,7 @@ def init_state(model: MoshiForConditionalGeneration, seeds: list[int], capacity:
 def prime(model: MoshiForConditionalGeneration, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
     """Position 0, before the user's first frame: -> the first text token int32 [B], state."""
     silence = mx.zeros((len(state["offset"]), model.config.user_codebooks), mx.int32)
-    text, _, state = _language_step(model, silence, state, sampling)
+    text, _, state = language_step(model, silence, state, sampling)
     # No user frame was spent: the next one is the first of its history.
     return text, state
 
@@ -76,7 +76,7 @@ def step_codes(
 ) -> tuple[Reply, State]:
     """One frame from the user's codes: codes int [B, user_codebooks], -1 for no input."""
     ready = state["offset"] >= max(_delays(model)[0])
-    text, column, state = _language_step(model, codes, state, sampling)
+    text, column, state = language_step(model, codes, state, sampling)
     decoder = state["decoder"]
     if max(_delays(model)[0]) > 1:  # with less, the first step after priming has a column already
         fresh = model.audio_encoder.init_decoder_state(len(ready))
@@ -91,7 +91,7 @@ def _delays(model: MoshiForConditionalGeneration) -> tuple[tuple[int, ...], tupl
     return delays[:count], delays[count:]
 
 
-def _language_step(
+def language_step(
     model: MoshiForConditionalGeneration, user_codes: mx.array, state: State, sampling: DuplexSampling
 ) -> tuple[mx.array, mx.array, State]:
     """One position of the language model: -> text token [B], newest complete column [B, num_codebooks], state."""

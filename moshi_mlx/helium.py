@@ -6,8 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import MoshiConfig
+from .linear import Embedding, Linear
 from .state import State
-from .transformer import Embedding, LayerConfig, Transformer
+from .transformer import LayerConfig, Transformer
 
 
 class MoshiModel(nn.Module):
@@ -62,7 +63,7 @@ class MoshiForCausalLM(nn.Module):
     def __init__(self, config: MoshiConfig) -> None:
         super().__init__()
         self.model = MoshiModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
     def __call__(self, tokens: mx.array, state: State) -> tuple[mx.array, mx.array, State]:
         """tokens int [B, 1 + streams, T] -> last hidden state [B, T, hidden], text logits [B, T, vocab], state."""

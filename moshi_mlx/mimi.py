@@ -38,7 +38,7 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: mx.array, state: State) -> tuple[mx.array, State]:
         h, state = self.dilated(elu(x), state)
         pointwise = self.pointwise
-        return mx.addmm(x + pointwise.bias, elu(h), pointwise.weight[0]), state
+        return mx.addmm(x + pointwise.bias, elu(h), pointwise.taps[0]), state
 
 
 class SEANetStack(nn.Module):
@@ -118,7 +118,7 @@ class MimiModel(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """The type that sound is computed in."""
-        return self.upsample.weight.dtype
+        return self.upsample.halves[0].dtype
 
     def init_encoder_state(self, batch: int, frames: int = 1) -> State:
         """State of `encode_step` for calls of up to `frames` frames."""
@@ -154,7 +154,7 @@ class MimiModel(nn.Module):
         x, resample = self.upsample(self.quantizer.decode(codes), state["resample"])
         x, transformer = self.decoder_transformer(x, state["transformer"])
         x, seanet = self.decoder(x, state["seanet"])
-        return x[..., 0], {"seanet": seanet, "transformer": transformer, "resample": resample}
+        return x.squeeze(-1), {"seanet": seanet, "transformer": transformer, "resample": resample}
 
     def encode(self, input_values: mx.array, num_quantizers: int | None = None) -> mx.array:
         """input_values [B, T] or [B, 1, T] -> codes int32 [B, num_quantizers, frames]; T is padded to whole frames.

@@ -9,11 +9,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import MimiConfig
+from .linear import Linear
 
 
 class SplitResidualVectorQuantizer(nn.Module):
     """embedding [codebooks, entries, dim]; half_norms [codebooks, entries], half of each entry's squared length, kept
-    beside it because every frame needs it; input_proj [2 * dim, hidden]; output_proj [hidden, 2 * dim].
+    beside it because every frame needs it; input_proj [hidden, 2 * dim]; output_proj [2 * dim, hidden].
     """
 
     def __init__(self, config: MimiConfig) -> None:
@@ -21,8 +22,8 @@ class SplitResidualVectorQuantizer(nn.Module):
         dim = config.codebook_dim
         self.embedding = mx.zeros((config.num_quantizers, config.codebook_size, dim))
         self.half_norms = mx.zeros((config.num_quantizers, config.codebook_size))
-        self.input_proj = nn.Linear(config.hidden_size, 2 * dim, bias=False)
-        self.output_proj = nn.Linear(2 * dim, config.hidden_size, bias=False)
+        self.input_proj = Linear(config.hidden_size, 2 * dim)
+        self.output_proj = Linear(2 * dim, config.hidden_size)
         self.num_semantic = config.num_semantic_quantizers
 
     def encode(self, latent: mx.array, num_codebooks: int) -> mx.array:
@@ -35,9 +36,9 @@ class SplitResidualVectorQuantizer(nn.Module):
     def _residual_codes(self, residual: mx.array, codebooks: range) -> list[mx.array]:
         codes = []
         for k in codebooks:
-            entries = self.embedding[k]
+            entries = self.embedding[k : k + 1].squeeze(0)  # a view; to index with a number would copy
             # half of |r - e|^2, less the part that all entries share
-            distance = self.half_norms[k] - residual @ entries.T
+            distance = self.half_norms[k : k + 1] - residual @ entries.T
             code = mx.argmin(distance, axis=-1).astype(mx.int32)
             codes.append(code)
             if k != codebooks[-1]:

@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .errors import InputError
+from .linear import Linear, add_product
 from .state import State
 
 
@@ -57,35 +58,41 @@ def write(ring: mx.array, slots: mx.array, new: mx.array) -> mx.array:
 
 
 class Attention(nn.Module):
-    """Self-attention, queries, keys and values from one product. in_proj [(H + 2 Hkv) D, dim], out_proj [dim, H D]."""
+    """Self-attention, queries, keys and values from one product. in_proj [dim, (H + 2 Hkv) D], out_proj [H D, dim]."""
 
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         queries, kv = config.num_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.in_proj = nn.Linear(config.dim, queries + 2 * kv, bias=False)
-        self.out_proj = nn.Linear(queries, config.dim, bias=False)
+        self.in_proj = Linear(config.dim, queries + 2 * kv)
+        self.out_proj = Linear(queries, config.dim)
         self.heads = (config.num_heads, config.num_key_value_heads, config.num_key_value_heads)
         self.scale = config.head_dim**-0.5
 
     def project(self, x: mx.array) -> list[mx.array]:
-        """x [B, T, dim] -> queries [B, H, T, D], keys and values [B, Hkv, T, D]."""
-        batch, length, _ = x.shape
-        h = self.in_proj(x).reshape(batch, length, sum(self.heads), -1).transpose(0, 2, 1, 3)
+        """x [B, T, dim], or [B, dim] for one position -> queries [B, H, T, D], keys and values [B, Hkv, T, D]."""
+        h = self.in_proj(x)
+        length = 1 if h.ndim == 2 else h.shape[1]
+        if length == 1:  # nothing to transpose
+            h = h.reshape(len(h), sum(self.heads), 1, -1)
+        else:
+            h = h.reshape(len(h), length, sum(self.heads), -1).transpose(0, 2, 1, 3)
         return list(mx.split(h, [self.heads[0], self.heads[0] + self.heads[1]], axis=1))
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
-        """Softmax attention and output projection: [B, T, dim]."""
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
-        return self.out_proj(y.transpose(0, 2, 1, 3).flatten(2))
+        """Softmax attention [B, H, T, D]."""
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
 
     def __call__(self, x: mx.array, cache: State, seen: Window, rope_theta: float) -> tuple[mx.array, State]:
+        """x [B, T, dim] -> what attention saw [B, T, H D], before the output projection; cache."""
         q, k, v = self.project(x)
         q, k = (
             mx.fast.rope(h, h.shape[-1], traditional=True, base=rope_theta, scale=1.0, offset=seen.offset)
             for h in (q, k)
         )
         cache = {"keys": write(cache["keys"], seen.slots, k), "values": write(cache["values"], seen.slots, v)}
-        return self.attend(q, cache["keys"], cache["values"], seen.mask), cache
+        y = self.attend(q, cache["keys"], cache["values"], seen.mask)
+        y = y if x.shape[1] == 1 else y.transpose(0, 2, 1, 3)
+        return y.reshape(*x.shape[:2], -1), cache
 
 
 class GatedMLP(nn.Module):
@@ -93,12 +100,13 @@ class GatedMLP(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.linear_in = nn.Linear(dim, 2 * hidden, bias=False)
-        self.linear_out = nn.Linear(hidden, dim, bias=False)
+        self.linear_in = Linear(dim, 2 * hidden)
+        self.linear_out = Linear(hidden, dim)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def hidden(self, x: mx.array) -> mx.array:
+        """What the last layer sees."""
         gate, up = mx.split(self.linear_in(x), 2, axis=-1)
-        return self.linear_out(nn.silu(gate) * up)
+        return nn.silu(gate) * up
 
 
 class MLP(nn.Module):
@@ -106,8 +114,8 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(dim, hidden, bias=False)
-        self.linear2 = nn.Linear(hidden, dim, bias=False)
+        self.linear1 = Linear(dim, hidden)
+        self.linear2 = Linear(hidden, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.linear2(nn.gelu(self.linear1(x)))
@@ -140,15 +148,18 @@ class TransformerLayer(nn.Module):
             self.layer_scale_1 = LayerScale(config.dim)
             self.layer_scale_2 = LayerScale(config.dim)
 
-    def add_mlp(self, x: mx.array) -> mx.array:
-        """The second half of the layer: x plus its MLP."""
-        h = self.norm2(x)
-        return x + (self.gating(h) if "gating" in self else self.layer_scale_2(self.mlp(h)))
+    def finish(self, x: mx.array, attended: mx.array) -> mx.array:
+        """What follows attention: its output projection and the MLP, each added to the residual x."""
+        out = self.self_attn.out_proj
+        if "gating" in self:
+            x = add_product(x, attended, out)
+            return add_product(x, self.gating.hidden(self.norm2(x)), self.gating.linear_out)
+        x = x + self.layer_scale_1(out(attended))
+        return x + self.layer_scale_2(self.mlp(self.norm2(x)))
 
     def __call__(self, x: mx.array, cache: State, seen: Window, rope_theta: float) -> tuple[mx.array, State]:
-        h, cache = self.self_attn(self.norm1(x), cache, seen, rope_theta)
-        x = x + (self.layer_scale_1(h) if "layer_scale_1" in self else h)
-        return self.add_mlp(x), cache
+        attended, cache = self.self_attn(self.norm1(x), cache, seen, rope_theta)
+        return self.finish(x, attended), cache
 
 
 class Transformer(nn.Module):
@@ -195,40 +206,3 @@ def grow(state: State, capacity: int) -> State:
 
     layers = [{name: widen(ring) for name, ring in cache.items()} for cache in state["layers"]]
     return {"offset": state["offset"], "layers": layers}
-
-
-class Embedding(nn.Module):
-    """A table of rows, some of them projected from `low_rank` wide ones. Id -1 means "no input": exactly zero."""
-
-    def __init__(self, rows: int, dim: int, low_rank: int | None = None) -> None:
-        super().__init__()
-        self.weight = mx.zeros((rows, low_rank or dim))
-        if low_rank:
-            self.low_rank = nn.Linear(low_rank, dim, bias=False)
-
-    def rows(self, ids: mx.array) -> mx.array:
-        return self.weight[ids]
-
-    def __call__(self, ids: mx.array) -> mx.array:
-        """ids int [...] -> [..., dim]."""
-        y = mx.where((ids < 0)[..., None], 0, self.rows(mx.maximum(ids, 0)))
-        return self.low_rank(y) if "low_rank" in self else y
-
-
-class QuantizedEmbedding(Embedding):
-    """The same with quantized rows: a row is dequantized when it is read."""
-
-    def __init__(
-        self, weight: mx.array, scales: mx.array, biases: mx.array | None, bits: int, group_size: int, mode: str
-    ) -> None:
-        nn.Module.__init__(self)
-        self.weight, self.scales = weight, scales
-        if biases is not None:
-            self.biases = biases
-        self.bits, self.group_size, self.mode = bits, group_size, mode
-
-    def rows(self, ids: mx.array) -> mx.array:
-        biases = self.biases[ids] if "biases" in self else None
-        return mx.dequantize(
-            self.weight[ids], self.scales[ids], biases, group_size=self.group_size, bits=self.bits, mode=self.mode
-        )

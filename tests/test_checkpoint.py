@@ -15,7 +15,8 @@ import moshi_mlx
 from moshi_mlx import CheckpointError, ConfigError, MoshiError
 from moshi_mlx import checkpoint as checkpoints
 from moshi_mlx import config as configs
-from moshi_mlx.layouts import kyutai_mlx
+from moshi_mlx.filling import module_at
+from moshi_mlx.layouts import kyutai_mlx, linear
 
 LM = golden("lm")
 DELAY1 = {key: LM[f"delay1.{key}"] for key in ("text", "audio")}
@@ -85,11 +86,10 @@ def shared_mlx_layout(checkpoint):
     values = {}
     streams, dim = len(model.config.audio_delays), model.config.depth_decoder_config.hidden_size
     for row in kyutai_mlx(model.config):
-        module, leaf = checkpoints._module_at(model, row.ours)
+        module, leaf = module_at(model, row.ours)
         sizes = [65] + [33] * streams if row.ours.endswith("embed_tokens.weight") else [dim] * len(row.theirs)
-        parts = [module[leaf]]
-        if len(row.theirs) > 1:
-            parts = mx.split(module[leaf], np.cumsum(sizes)[:-1].tolist())
+        value = module[leaf].T if row.build is linear else module[leaf]
+        parts = mx.split(value, np.cumsum(sizes)[:-1].tolist()) if len(row.theirs) > 1 else [value]
         values |= dict(zip(row.theirs, parts, strict=True))
     schedule = model.config.depth_decoder_config.schedule
     for step, weights in enumerate(schedule):
@@ -126,25 +126,33 @@ WIDE_KYUTAI = {
 }  # fmt: skip
 
 
+def unpacked(packed, scales, biases, bits):
+    """An affine matrix by hand: every word holds its values from the lowest bits up, each scale * q + bias."""
+    packed, scales, biases = (np.array(a) for a in (packed, scales, biases))
+    as_bits = (packed[..., None] >> np.arange(32, dtype=np.uint32)) & 1
+    q = as_bits.reshape(len(packed), -1, bits) @ (1 << np.arange(bits))
+    groups = q.reshape(*scales.shape, -1) * scales[..., None] + biases[..., None]
+    return mx.array(groups.reshape(len(packed), -1).astype(np.float32))
+
+
 def quantized_checkpoint(checkpoint, bits, group_size, seed=0):
-    """Random weights, wide enough to quantize, in the MLX layout, quantized; and the same, dequantized."""
+    """Random weights, wide enough to quantize, in the MLX layout, quantized; and the same, unpacked by hand."""
     folder = checkpoint("moshi_tiny_mlx", **WIDE_KYUTAI)
     config, values, plain = wide_config(), {}, {}
     model = moshi_mlx.MoshiForConditionalGeneration(config)
     mx.random.seed(seed)
     for row in kyutai_mlx(config):
-        module, leaf = checkpoints._module_at(model, row.ours)
-        rows = [module[leaf].shape[0] // len(row.theirs)] * len(row.theirs)
-        if row.ours.endswith("embed_tokens.weight"):
-            rows = [65] + [33] * 16
+        module, leaf = module_at(model, row.ours)
+        shape = module[leaf].shape[::-1] if row.build is linear else module[leaf].shape
+        rows = row.rows or [shape[0] // len(row.theirs)] * len(row.theirs)
         for name, count in zip(row.theirs, rows, strict=True):
-            value = mx.random.normal((count, *module[leaf].shape[1:])) * 0.2 + (module[leaf].ndim == 1)
+            value = mx.random.normal((count, *shape[1:])) * 0.2 + (len(shape) == 1)
             if value.ndim == 1:
                 values[name] = plain[name] = value
                 continue
             parts = mx.quantize(value, group_size, bits)
             values |= dict(zip((name, *(name.replace("weight", s) for s in ("scales", "biases"))), parts, strict=True))
-            plain[name] = mx.dequantize(*parts, group_size=group_size, bits=bits)
+            plain[name] = unpacked(*parts, bits)
     save(folder / "model.safetensors", values)
     return folder, plain
 
@@ -156,9 +164,13 @@ def test_quantized_files_load_by_their_tensors(checkpoint, bits, group_size):
     head, table = model.decoder.lm_head, model.decoder.model.embed_tokens
     assert (head.bits, head.group_size, table.bits, table.group_size) == (bits, group_size, bits, group_size)
     np.testing.assert_array_equal(np.array(table(mx.array([-1, 0])))[0], np.zeros(64))
-    frames = run_codes(model, LM["user"][:, :8])
     save(folder / "model.safetensors", plain)
-    for got, expected in zip(frames, run_codes(moshi_mlx.load(folder), LM["user"][:, :8]), strict=True):
+    reference = moshi_mlx.load(folder)
+    tokens = mx.array(np.random.default_rng(0).integers(-1, 32, (1, 17, 12)))
+    logits = [np.array(m.decoder(tokens, m.decoder.model.init_state(1, positions=12))[1]) for m in (model, reference)]
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-4 * np.abs(logits[1]).max())
+    frames = [run_codes(m, LM["user"][:, :8]) for m in (model, reference)]
+    for got, expected in zip(*frames, strict=True):
         assert got.text_token == expected.text_token
         np.testing.assert_array_equal(got.audio_codes, expected.audio_codes)
 

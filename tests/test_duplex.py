@@ -1,7 +1,6 @@
 """The duplex step against Kyutai's PyTorch package, batched, compiled and exported."""
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import GREEDY, check_tokens, delays, golden, question, run_codes
@@ -160,44 +159,6 @@ def test_exported_step_fed_its_own_state_gives_equal_tokens(model, tmp_path):
         assert text.item() == reply.text[0]
         np.testing.assert_array_equal(np.array(codes), reply.codes)
         np.testing.assert_allclose(np.array(pcm), reply.sound, atol=1e-5)
-
-
-def unpacked(layer):
-    """The weight of a quantized layer, unpacked by hand: an affine group is scale * q + bias."""
-    packed, scales, biases = (np.array(layer[k].astype(mx.float32) if k != "weight" else layer[k])
-                              for k in ("weight", "scales", "biases"))  # fmt: skip
-    per_word = 32 // layer.bits
-    shifts = np.arange(per_word) * layer.bits
-    q = (packed[..., None] >> shifts) & (2**layer.bits - 1)
-    q = q.reshape(len(packed), -1, layer.group_size)
-    weight = (q * scales[..., None] + biases[..., None]).reshape(len(packed), -1)
-    return mx.array(weight.astype(np.float32))
-
-
-@pytest.mark.parametrize(("bits", "group_size"), [(4, 32), (8, 64)])
-def test_quantized_logits_equal_dequantize_and_multiply(bits, group_size):
-    mx.random.seed(1)
-    config = moshi_mlx.MoshiConfig(
-        vocab_size=64, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, audio_vocab_size=2048,
-        sliding_window=16, ffn_dim=256,
-        depth_decoder_config=moshi_mlx.MoshiDepthConfig(
-            vocab_size=64, hidden_size=64, input_size=128, num_hidden_layers=1, num_attention_heads=2, ffn_dim=128
-        ),
-    )  # fmt: skip
-    decoder = moshi_mlx.MoshiForCausalLM(config)
-    decoder.apply(lambda p: mx.random.normal(p.shape) * (0.09 if p.ndim > 1 else 0.2) + (p.ndim == 1))
-    nn.quantize(decoder, group_size, bits, class_predicate=lambda _, m: isinstance(m, nn.Linear))
-    plain = moshi_mlx.MoshiForCausalLM(config)
-    values = []
-    for name, module in decoder.named_modules():
-        if isinstance(module, nn.QuantizedLinear):
-            values.append((f"{name}.weight", unpacked(module)))
-        elif "weight" in module and not isinstance(module, nn.Linear):
-            values.append((f"{name}.weight", module.weight))
-    plain.load_weights(values, strict=True)
-    tokens = mx.array(np.random.default_rng(0).integers(0, 64, (1, 17, 12)))
-    logits = [np.array(m(tokens, m.model.init_state(1, positions=12))[1]) for m in (decoder, plain)]
-    np.testing.assert_allclose(logits[0], logits[1], atol=1e-4 * np.abs(logits[1]).max())
 
 
 def test_initial_tokens_come_before_the_start_of_a_stream(model, monkeypatch):

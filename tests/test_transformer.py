@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from moshi_mlx.errors import InputError
-from moshi_mlx.transformer import Embedding, LayerConfig, QuantizedEmbedding, Transformer, grow
+from moshi_mlx.linear import Embedding, QuantizedEmbedding
+from moshi_mlx.transformer import LayerConfig, Transformer, grow
 
 CONTEXT, LENGTH = 10, 36
 
@@ -46,7 +47,7 @@ def reference(model, x, context):
     mask = (distance >= 0) & (distance < context)
     for layer in model.layers:
         heads, kv_heads, _ = layer.self_attn.heads
-        h = normalised(x, layer.norm1) @ np.array(layer.self_attn.in_proj.weight).T
+        h = normalised(x, layer.norm1) @ np.array(layer.self_attn.in_proj.weight)
         q, k, v = np.split(h.reshape(len(x), -1, 8), [heads, heads + kv_heads], axis=1)
         q, k = rotated(q, positions), rotated(k, positions)
         k, v = (np.repeat(a, heads // kv_heads, axis=1) for a in (k, v))
@@ -54,14 +55,14 @@ def reference(model, x, context):
         scores = np.where(mask, scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
-        y = np.einsum("hqk,khd->qhd", weights, v).reshape(len(x), -1) @ np.array(layer.self_attn.out_proj.weight).T
+        y = np.einsum("hqk,khd->qhd", weights, v).reshape(len(x), -1) @ np.array(layer.self_attn.out_proj.weight)
         x = x + (y * np.array(layer.layer_scale_1.scale) if "layer_scale_1" in layer else y)
         h = normalised(x, layer.norm2)
         if "gating" in layer:
-            gate, up = np.split(h @ np.array(layer.gating.linear_in.weight).T, 2, axis=-1)
-            x = x + (gate / (1 + np.exp(-gate)) * up) @ np.array(layer.gating.linear_out.weight).T
+            gate, up = np.split(h @ np.array(layer.gating.linear_in.weight), 2, axis=-1)
+            x = x + (gate / (1 + np.exp(-gate)) * up) @ np.array(layer.gating.linear_out.weight)
         else:
-            h = gelu(h @ np.array(layer.mlp.linear1.weight).T) @ np.array(layer.mlp.linear2.weight).T
+            h = gelu(h @ np.array(layer.mlp.linear1.weight)) @ np.array(layer.mlp.linear2.weight)
             x = x + h * np.array(layer.layer_scale_2.scale)
     return x
 
@@ -141,6 +142,8 @@ def test_bfloat16_norms_are_computed_in_float32():
 def test_token_minus_one_embeds_to_zero(quantized, low_rank):
     table = Embedding(5, 64, low_rank)
     table.weight = mx.random.normal(table.weight.shape, key=mx.random.key(1)) + 3
+    if low_rank:
+        table.low_rank.weight = mx.random.normal(table.low_rank.weight.shape, key=mx.random.key(2))
     if quantized:
         packed, scales, biases = mx.quantize(table.weight, group_size=32, bits=4)
         new = QuantizedEmbedding(packed, scales, biases, 4, 32, "affine")
