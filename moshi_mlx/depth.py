@@ -75,8 +75,8 @@ def _layer_step(layer: TransformerLayer, x: mx.array, cache: list[mx.array]) -> 
     attention = layer.self_attn
     q, *new = attention.project(layer.norm1(x))
     if cache:
-        cache[:] = [mx.concatenate(pair, axis=2) for pair in zip(cache, new, strict=True)]
-        attended = attention.attend(q, *cache)
+        cache[:] = [mx.concatenate(list(pair), axis=2) for pair in zip(cache, new, strict=True)]
+        attended = mx.fast.scaled_dot_product_attention(q, *cache, scale=attention.scale)
     else:  # of a single key the softmax is 1
         cache[:] = new
         attended = mx.repeat(new[1], q.shape[1] // new[1].shape[1], axis=1)

@@ -39,8 +39,13 @@ class Reply(NamedTuple):
     ready: mx.array  # bool [B], false while the delay fills: codes and sound mean nothing yet
 
 
-def init_state(model: MoshiForConditionalGeneration, seeds: list[int], capacity: int | None = None) -> State:
-    """The state of len(seeds) new conversations. `capacity`: cache slots to begin with (default: the whole context)."""
+def init_state(
+    model: MoshiForConditionalGeneration, seeds: list[int], capacity: int | None = None, kv_bits: int | None = None
+) -> State:
+    """The state of len(seeds) new conversations.
+
+    `capacity`: cache slots to begin with (default: the whole context); `kv_bits` 8 keeps the cache in 8 bits.
+    """
     config, batch = model.config, len(seeds)
     own, user = _delays(model)
     return {
@@ -49,7 +54,7 @@ def init_state(model: MoshiForConditionalGeneration, seeds: list[int], capacity:
         "text": mx.zeros((batch,), mx.int32),
         "own": mx.zeros((batch, config.num_codebooks, max(own) + 1), mx.int32),
         "user": mx.zeros((batch, config.user_codebooks, max(user) + 1), mx.int32),
-        "temporal": model.decoder.model.init_state(batch, capacity=capacity),
+        "temporal": model.decoder.model.init_state(batch, capacity=capacity, kv_bits=kv_bits),
         "encoder": model.audio_encoder.init_encoder_state(batch),
         "decoder": model.audio_encoder.init_decoder_state(batch),
     }

@@ -40,9 +40,11 @@ class MoshiModel(nn.Module):
         """The type that hidden states and caches have: that of the weights, or of their scales."""
         return self.norm.weight.dtype
 
-    def init_state(self, batch: int, positions: int = 1, capacity: int | None = None) -> State:
+    def init_state(
+        self, batch: int, positions: int = 1, capacity: int | None = None, kv_bits: int | None = None
+    ) -> State:
         """State for calls of up to `positions` positions, with `capacity` cache slots to begin with."""
-        return self.transformer.init_state(batch, self.dtype, positions, capacity)
+        return self.transformer.init_state(batch, self.dtype, positions, capacity, kv_bits)
 
     def embed(self, tokens: mx.array) -> mx.array:
         """tokens int [B, 1 + streams, T], text first, -1 for no input -> the sum of their rows [B, T, hidden]."""

@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tail", _number(float, 0), "seconds of silence after the input file", 3.0)
     add("--steps", _number(int, 1), "end after so many frames of 80 ms")
     add("--seed", _number(int, 0, 2**64), "same seed, model and input: same reply", 0)
+    parser.add_argument("--kv-bits", type=int, choices=(8,), help="keep the attention cache in 8 bits")
     for name, of, temperature, top_k in (("--", "sound", 0.8, 250), ("--text-", "text", 0.7, 25)):
         add(
             f"{name}temperature",
@@ -166,7 +167,8 @@ def _session(arguments: argparse.Namespace) -> Any:
     import moshi_mlx
 
     _say(f"loading {arguments.model} ...")
-    asked = {name: getattr(arguments, name) for name in ("temperature", "top_k", "text_temperature", "text_top_k")}
+    names = ("temperature", "top_k", "text_temperature", "text_top_k", "kv_bits")
+    asked = {name: getattr(arguments, name) for name in names}
     given = {name: value for name, value in asked.items() if value is not None}
     session = moshi_mlx.load(arguments.model).session(seed=arguments.seed, **given)
     if (session.sample_rate, session.frame_size) != (SAMPLE_RATE, FRAME_SIZE):

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import duplex
-from .duplex import DuplexSampling, Reply
+from .duplex import DuplexSampling
 from .errors import InputError
 from .moshi import MoshiForConditionalGeneration
 from .sampling import Sampling
@@ -35,7 +35,8 @@ class Session:
     """A conversation. Made by `model.session(...)`; primed, so the first frame that it gets is seen at once.
 
     Arguments: seed; temperature, top_k, top_p, min_p of Moshi's sound; the same with `text_` before them of its text.
-    A temperature of 0 is greedy. Raises InputError for a setting out of range.
+    A temperature of 0 is greedy. kv_bits=8 keeps the attention cache in 8 bits. Raises InputError for a setting out of
+    range.
 
     Not thread-safe: MLX work belongs to a thread, so make it, step it and reset it on one thread.
     """
@@ -53,6 +54,7 @@ class Session:
         text_top_k: int = 25,
         text_top_p: float = 1.0,
         text_min_p: float = 0.0,
+        kv_bits: int | None = None,
     ) -> None:
         sampling = DuplexSampling(
             text=Sampling(text_temperature, text_top_k, text_top_p, text_min_p),
@@ -62,24 +64,32 @@ class Session:
         self.sample_rate, self.frame_size = config.sampling_rate, config.frame_size
         self.nonfinite_samples = 0
         """NaN and infinite samples that were replaced by silence so far."""
-        self._model, self._seed, self._sampling = model, seed, sampling
+        self._model, self._seed, self._sampling, self._kv_bits = model, seed, sampling, kv_bits
         self._step = mx.compile(lambda sound, state: duplex.step(model, sound, state, sampling))
         self._step_codes = mx.compile(lambda codes, state: duplex.step_codes(model, codes, state, sampling))
-        mx.set_cache_limit(min(BUFFER_CACHE_BYTES, mx.set_cache_limit(BUFFER_CACHE_BYTES)))
+        bound_memory()
         self.reset()
+        self._trace_ahead()
 
     def reset(self) -> None:
         """Begin a new conversation, the same as a new session with this one's settings and seed."""
-        context = self._model.config.sliding_window
-        self._capacity = min(FIRST_CAPACITY, context)
+        self._capacity = min(FIRST_CAPACITY, self._model.config.sliding_window)
         self._state: State = None  # freed before its successor is made
-        state = duplex.init_state(self._model, [self._seed], self._capacity)
+        state = duplex.init_state(self._model, [self._seed], self._capacity, self._kv_bits)
         first_token, self._state = duplex.prime(self._model, state, self._sampling)
         mx.eval(first_token, self._state)
         self._positions = 1
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
         # Priming samples a text token before there is a frame to hand it out with: it goes with the first.
-        self._pending_text = self._text_of(int(first_token[0]))
+        self._pending_text = self._text_of(int(np.array(first_token)[0]))
+
+    def _trace_ahead(self) -> None:
+        """Trace the step for every cache size to come (nothing is computed), so that no frame waits for it later."""
+        context, capacity = self._model.config.sliding_window, self._capacity
+        while capacity < context:
+            capacity = min(2 * capacity, context)
+            state = duplex.init_state(self._model, [self._seed], capacity, self._kv_bits)
+            self._step(mx.zeros((1, self.frame_size)), state)
 
     def step(self, pcm: Any) -> Frame:
         """One frame: pcm float [frame_size] at sample_rate, what the user says -> what Moshi says meanwhile.
@@ -119,19 +129,21 @@ class Session:
     def _advance(self, step: Any, given: mx.array) -> Frame:
         """The one evaluation of a frame, and its outcome on the host."""
         if self._positions == self._capacity < self._model.config.sliding_window:
-            self._capacity = min(2 * self._capacity, self._model.config.sliding_window)
-            self._state["temporal"] = grow(self._state["temporal"], self._capacity)
+            self._grow()
         reply, self._state = step(given, self._state)
         mx.eval(reply, self._state)
         self._positions += 1
-        return self._frame(Reply(*reply))
+        return self._frame(*(np.array(part)[0] for part in reply))  # evaluated: nothing is computed any more
 
-    def _frame(self, reply: Reply) -> Frame:
-        token = int(reply.text[0])
+    def _grow(self) -> None:
+        """The cache is full and the context is not: go on with twice the slots."""
+        self._capacity = min(2 * self._capacity, self._model.config.sliding_window)
+        self._state["temporal"] = grow(self._state["temporal"], self._capacity)
+
+    def _frame(self, text_token: Any, codes: np.ndarray, sound: np.ndarray, ready: Any) -> Frame:
+        token = int(text_token)
         text, self._pending_text = self._pending_text + self._text_of(token), ""
-        if not reply.ready[0]:
-            return Frame(None, text, token, None)
-        return Frame(np.array(reply.sound[0].astype(mx.float32)), text, token, np.array(reply.codes[0]))
+        return Frame(sound, text, token, codes) if ready else Frame(None, text, token, None)
 
     def _text_of(self, token: int) -> str:
         """What a text token prints: nothing for padding; bytes of a character wait for the rest of it."""
@@ -142,3 +154,11 @@ class Session:
         if tokenizer.is_byte(token):
             return self._bytes.decode(bytes([int(piece[3:-1], 16)]))
         return piece.replace("\u2581", " ")
+
+
+def bound_memory() -> None:
+    """Bound what MLX keeps of freed buffers, and wire the weights where the machine offers it (Metal)."""
+    mx.set_cache_limit(min(BUFFER_CACHE_BYTES, mx.set_cache_limit(BUFFER_CACHE_BYTES)))
+    wired = mx.device_info().get("max_recommended_working_set_size")
+    if wired:
+        mx.set_wired_limit(int(wired))

@@ -1,18 +1,14 @@
-"""The transformer that Mimi, Helium and the depth decoder share: pre-norm layers over a ring cache.
-
-The cache of a layer is a ring of `capacity` slots; the key of position p lies in slot p mod capacity. Which slots a
-query may see follows from the offset (positions so far) of its conversation alone, so a ring needs no clearing: what
-an earlier conversation left in it is never seen. The window of position q is exactly 0 <= q - k < context.
-"""
+"""The transformer that Mimi, Helium and the depth decoder share: pre-norm layers over ring caches."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from . import cache as caches
 from .errors import InputError
 from .linear import Linear, add_product
 from .state import State
@@ -32,29 +28,6 @@ class LayerConfig:
     @property
     def head_dim(self) -> int:
         return self.dim // self.num_heads
-
-
-class Window(NamedTuple):
-    """Where the new positions of a call stand and what they may see; made once a call, shared by all layers."""
-
-    offset: mx.array  # [B] position of the first new one
-    slots: mx.array  # [B, 1, T, 1] ring slot of each new position
-    mask: mx.array  # [B, 1, T, capacity] bool, true where seen
-
-
-def window(offset: mx.array, length: int, capacity: int, context: int) -> Window:
-    """The window of `length` new positions after `offset` (int [B]) in rings of `capacity` slots."""
-    positions = offset[:, None] + mx.arange(length)  # [B, T]
-    last = positions[:, -1:]
-    held = last - (last - mx.arange(capacity)) % capacity  # [B, capacity] position that each slot holds, < 0: none
-    distance = positions[:, :, None] - held[:, None]  # [B, T, capacity]
-    mask = (held[:, None] >= 0) & (distance >= 0) & (distance < context)
-    return Window(offset, (positions % capacity)[:, None, :, None], mask[:, None])
-
-
-def write(ring: mx.array, slots: mx.array, new: mx.array) -> mx.array:
-    """ring [B, H, capacity, D] with new [B, H, T, D] in its slots; in place where the ring is consumed."""
-    return mx.put_along_axis(ring, slots, new, axis=2)
 
 
 class Attention(nn.Module):
@@ -78,19 +51,15 @@ class Attention(nn.Module):
             h = h.reshape(len(h), length, sum(self.heads), -1).transpose(0, 2, 1, 3)
         return list(mx.split(h, [self.heads[0], self.heads[0] + self.heads[1]], axis=1))
 
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
-        """Softmax attention [B, H, T, D]."""
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
-
-    def __call__(self, x: mx.array, cache: State, seen: Window, rope_theta: float) -> tuple[mx.array, State]:
+    def __call__(self, x: mx.array, cache: State, seen: caches.Window, rope_theta: float) -> tuple[mx.array, State]:
         """x [B, T, dim] -> what attention saw [B, T, H D], before the output projection; cache."""
         q, k, v = self.project(x)
         q, k = (
             mx.fast.rope(h, h.shape[-1], traditional=True, base=rope_theta, scale=1.0, offset=seen.offset)
             for h in (q, k)
         )
-        cache = {"keys": write(cache["keys"], seen.slots, k), "values": write(cache["values"], seen.slots, v)}
-        y = self.attend(q, cache["keys"], cache["values"], seen.mask)
+        cache = caches.write(cache, seen.slots, k, v)
+        y = caches.attend(q, cache, seen.mask, self.scale)
         y = y if x.shape[1] == 1 else y.transpose(0, 2, 1, 3)
         return y.reshape(*x.shape[:2], -1), cache
 
@@ -157,13 +126,13 @@ class TransformerLayer(nn.Module):
         x = x + self.layer_scale_1(out(attended))
         return x + self.layer_scale_2(self.mlp(self.norm2(x)))
 
-    def __call__(self, x: mx.array, cache: State, seen: Window, rope_theta: float) -> tuple[mx.array, State]:
+    def __call__(self, x: mx.array, cache: State, seen: caches.Window, rope_theta: float) -> tuple[mx.array, State]:
         attended, cache = self.self_attn(self.norm1(x), cache, seen, rope_theta)
         return self.finish(x, attended), cache
 
 
 class Transformer(nn.Module):
-    """Layers with rotary positions. State: offset [B] and, a layer, keys and values [B, Hkv, capacity, D]."""
+    """Layers with rotary positions. State: offset [B] and the cache of each layer."""
 
     def __init__(self, config: LayerConfig, num_layers: int, context: int, rope_theta: float) -> None:
         super().__init__()
@@ -172,12 +141,14 @@ class Transformer(nn.Module):
         self.rope_theta = rope_theta
         self._cache_shape = (config.num_key_value_heads, config.head_dim)
 
-    def init_state(self, batch: int, dtype: mx.Dtype, positions: int = 1, capacity: int | None = None) -> State:
+    def init_state(
+        self, batch: int, dtype: mx.Dtype, positions: int = 1, capacity: int | None = None, kv_bits: int | None = None
+    ) -> State:
         """State for calls of up to `positions` positions each; `capacity` slots to begin with (see `grow`)."""
         heads, head_dim = self._cache_shape
-        shape = (batch, heads, capacity or self.full_capacity(positions), head_dim)
-        caches = [{name: mx.zeros(shape, dtype) for name in ("keys", "values")} for _ in self.layers]
-        return {"offset": mx.zeros((batch,), mx.int32), "layers": caches}
+        slots = capacity or self.full_capacity(positions)
+        layers = [caches.create(batch, heads, slots, head_dim, dtype, kv_bits) for _ in self.layers]
+        return {"offset": mx.zeros((batch,), mx.int32), "layers": layers}
 
     def full_capacity(self, positions: int = 1) -> int:
         """Slots that hold the window of each of `positions` new ones."""
@@ -185,24 +156,18 @@ class Transformer(nn.Module):
 
     def __call__(self, x: mx.array, state: State) -> tuple[mx.array, State]:
         """x [B, T, dim] -> [B, T, dim], state."""
-        length, capacity = x.shape[1], state["layers"][0]["keys"].shape[2]
+        length, capacity = x.shape[1], caches.capacity_of(state["layers"][0])
         if length > max(1, capacity - self.context + 1):
             room = max(1, capacity - self.context + 1)
             raise InputError(f"got {length} positions in one call, but the state's caches take {room}")
-        seen = window(state["offset"], length, capacity, self.context)
-        caches = []
+        seen = caches.window(state["offset"], length, capacity, self.context)
+        layers = []
         for layer, cache in zip(self.layers, state["layers"], strict=True):
             x, cache = layer(x, cache, seen, self.rope_theta)
-            caches.append(cache)
-        return x, {"offset": state["offset"] + length, "layers": caches}
+            layers.append(cache)
+        return x, {"offset": state["offset"] + length, "layers": layers}
 
 
 def grow(state: State, capacity: int) -> State:
-    """A transformer's state with rings of `capacity` slots. Only before its rings have wrapped: slots stay in place."""
-
-    def widen(ring: mx.array) -> mx.array:
-        batch, heads, slots, head_dim = ring.shape
-        return mx.concatenate([ring, mx.zeros((batch, heads, capacity - slots, head_dim), ring.dtype)], axis=2)
-
-    layers = [{name: widen(ring) for name, ring in cache.items()} for cache in state["layers"]]
-    return {"offset": state["offset"], "layers": layers}
+    """A transformer's state with rings of `capacity` slots, before any of them has wrapped."""
+    return {**state, "layers": [caches.grow(cache, capacity) for cache in state["layers"]]}

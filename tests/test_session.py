@@ -97,6 +97,34 @@ def test_a_small_first_cache_grows_without_a_trace(model, monkeypatch):
     check_tokens(frames, {"text": LM["delay1.text"], "audio": LM["delay1.audio"]})
 
 
+def test_growing_traces_nothing_anew(model, monkeypatch):
+    monkeypatch.setattr("moshi_mlx.session.FIRST_CAPACITY", 4)
+    traces, step = [], duplex.step
+    monkeypatch.setattr(duplex, "step", lambda *arguments: (traces.append(1), step(*arguments))[1])
+    session = model.session()
+    sound = question().reshape(-1, 1920)
+    session.step(sound[0])
+    before = len(traces)
+    for frame in np.tile(sound, (2, 1))[:70]:  # past 8, 16, 32 and the whole context of 64
+        session.step(frame)
+    assert len(traces) == before
+
+
+def test_eight_bit_cache_in_a_session(checkpoint):
+    folder = checkpoint(num_heads=1)  # one head of 32: what 8 bits need
+    model = moshi_mlx.load(folder, dtype=mx.float32)
+    session = model.session(kv_bits=8, **GREEDY)
+    assert "keys_scales" in session._state["temporal"]["layers"][0]
+    assert frames_of(session, 3)[-1].pcm.shape == (1920,)
+    # Fed the same tokens, the text that it would choose is the same; left alone it would soon say something else.
+    tokens = mx.array(np.random.default_rng(0).integers(0, 32, (1, 17, 60)))
+    states = [model.decoder.model.init_state(1, positions=60, kv_bits=bits) for bits in (None, 8)]
+    choices = [np.array(mx.argmax(model.decoder(tokens, s)[1], axis=-1)) for s in states]
+    assert (choices[0] == choices[1]).mean() > 0.9
+    with pytest.raises(InputError, match="kv_bits: got 4"):
+        model.session(kv_bits=4)
+
+
 def test_text_is_printed_once_and_padding_never(model):
     frames = run_codes(model, LM["user"][:, :199])
     tokens = LM["delay1.text"]  # the first of the 200 is the priming step's

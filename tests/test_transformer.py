@@ -5,6 +5,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from moshi_mlx.cache import capacity_of
 from moshi_mlx.errors import InputError
 from moshi_mlx.linear import Embedding, QuantizedEmbedding
 from moshi_mlx.transformer import LayerConfig, Transformer, grow
@@ -114,12 +115,12 @@ def test_growing_keeps_what_was_seen():
     model, x = transformer(), sound()
     state, outputs = model.init_state(1, mx.float32, capacity=4), []
     for t in range(LENGTH):
-        capacity = state["layers"][0]["keys"].shape[2]
+        capacity = capacity_of(state["layers"][0])
         if t == capacity < CONTEXT:
             state = grow(state, min(2 * capacity, CONTEXT))
         y, state = model(mx.array(x[:, t : t + 1]), state)
         outputs.append(np.array(y))
-    assert state["layers"][0]["keys"].shape[2] == CONTEXT
+    assert capacity_of(state["layers"][0]) == CONTEXT
     np.testing.assert_allclose(np.concatenate(outputs, 1), streamed(model, x, 1), atol=2e-5)
 
 
@@ -135,6 +136,30 @@ def test_bfloat16_norms_are_computed_in_float32():
     expected = np.array(x) / np.sqrt((np.array(x) ** 2).mean())
     got = np.array(norm(x.astype(mx.bfloat16)).astype(mx.float32))
     np.testing.assert_allclose(got, expected, rtol=2**-7)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_eight_bit_cache_is_close_and_a_third_of_the_bytes(kv_heads):
+    mx.random.seed(5)
+    config = LayerConfig(dim=256, num_heads=4, num_key_value_heads=kv_heads, hidden=48, norm_eps=1e-5, gated=True)
+    model = Transformer(config, 2, CONTEXT, 10000.0)
+    model.apply(lambda p: p + 0.05 * mx.random.normal(p.shape))
+    x = mx.random.normal((2, LENGTH, 256))
+    states = [model.init_state(2, mx.float32, 2, kv_bits=bits) for bits in (None, 8)]
+    for start in range(0, LENGTH, 2):
+        outputs = []
+        for n, state in enumerate(states):
+            y, states[n] = model(x[:, start : start + 2], state)
+            outputs.append(np.array(y))
+        np.testing.assert_allclose(outputs[1], outputs[0], atol=0.02 * np.abs(outputs[0]).max())
+        assert np.abs(outputs[1] - outputs[0]).max() > 0  # it is the 8-bit path that ran
+    full, packed = (sum(leaf.nbytes for cache in s["layers"] for leaf in cache.values()) for s in states)
+    assert packed < 0.3 * full
+
+
+def test_caches_of_other_bits_are_refused():
+    with pytest.raises(InputError, match="kv_bits: got 4 with heads of 8, expected 8 and a multiple of 32"):
+        transformer().init_state(1, mx.float32, kv_bits=4)
 
 
 @pytest.mark.parametrize("quantized", [False, True])
