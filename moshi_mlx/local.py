@@ -166,11 +166,15 @@ def _session(arguments: argparse.Namespace) -> Any:
     """Loads the model and compiles its step. What is not asked for in `arguments` is left to the model."""
     import moshi_mlx
 
+    from . import preflight
+
     _say(f"loading {arguments.model} ...")
     names = ("temperature", "top_k", "text_temperature", "text_top_k", "kv_bits")
     asked = {name: getattr(arguments, name) for name in names}
     given = {name: value for name, value in asked.items() if value is not None}
-    session = moshi_mlx.load(arguments.model).session(seed=arguments.seed, **given)
+    model = moshi_mlx.load(arguments.model)
+    _say(preflight.report(model))
+    session = model.session(seed=arguments.seed, **given)
     if (session.sample_rate, session.frame_size) != (SAMPLE_RATE, FRAME_SIZE):
         raise ConfigError(
             f"{arguments.model}: has frames of {session.frame_size} samples at {session.sample_rate} Hz, "

@@ -41,6 +41,7 @@ class Model:
 def model(monkeypatch):
     model = Model()
     monkeypatch.setattr(moshi_mlx, "load", model.load)
+    monkeypatch.setattr("moshi_mlx.preflight.report", lambda model: "weights 0 GB")
     return model
 
 
@@ -77,7 +78,8 @@ def test_file_to_file(model, sound, capsys):
     np.testing.assert_allclose(written(), np.pad(sound, (0, RATE // 2)), atol=1e-4)
     out, err = capsys.readouterr()
     assert out == " one" * 12 + "\n"
-    first, statistics, last = err.splitlines()
+    first, weights, statistics, last = err.splitlines()
+    assert weights == "weights 0 GB"
     assert first == "loading kyutai/moshiko-mlx-q4 ..."
     assert last == "reply written to out.wav"
     for said in ("12 frames", "real-time factor", "p50", "p95", "drops 0 in, 0 out", "silence 0"):
