@@ -15,7 +15,7 @@ from .linear import Embedding, Linear
 from .transformer import LayerConfig, TransformerLayer
 
 Sampler = Callable[[int, mx.array], mx.array]
-"""(step, logits [B, audio_vocab]) -> codes int32 [B]."""
+"""(step, logits [B, audio_vocab]) -> codes int [B]."""
 
 
 class DepthLayers(nn.Module):
@@ -62,12 +62,12 @@ class MoshiDepthDecoder(nn.Module):
         caches: list[list[mx.array]] = [[] for _ in range(self.config.num_hidden_layers)]
         token, codes = text_token, []
         for step, part in enumerate(self.slices):
-            x = inputs[self.config.schedule[step]] + part.emb(token)
+            x = inputs[self.config.schedule[step]] + part.emb.lookup(token)
             for layer, cache in zip(part.transformer.layers, caches, strict=True):
                 x = _layer_step(layer, x, cache)
             token = sample(step, part.linear_out(x))
             codes.append(token)
-        return mx.stack(codes, axis=1)
+        return mx.stack(codes, axis=1).astype(mx.int32)
 
 
 def _layer_step(layer: TransformerLayer, x: mx.array, cache: list[mx.array]) -> mx.array:
@@ -79,5 +79,6 @@ def _layer_step(layer: TransformerLayer, x: mx.array, cache: list[mx.array]) -> 
         attended = mx.fast.scaled_dot_product_attention(q, *cache, scale=attention.scale)
     else:  # of a single key the softmax is 1
         cache[:] = new
-        attended = mx.repeat(new[1], q.shape[1] // new[1].shape[1], axis=1)
+        repeats = q.shape[1] // new[1].shape[1]
+        attended = new[1] if repeats == 1 else mx.repeat(new[1], repeats, axis=1)
     return layer.finish(x, attended.reshape(len(x), -1))

@@ -140,7 +140,7 @@ def _sample_frame(
     (text_noise, *code_noise), keys = noise(keys, counts)
     text = sample(logits, text_noise, sampling.text)
     codes = model.depth_decoder(hidden, text, lambda i, logits: sample(logits, code_noise[i], sampling.audio))
-    return text, codes, keys
+    return text.astype(mx.int32), codes, keys
 
 
 def export_step(model: MoshiForConditionalGeneration, path: str | Path, sampling: DuplexSampling, seed: int = 0) -> int:

@@ -48,8 +48,14 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: mx.array) -> mx.array:
         """ids int [...] -> [..., dim]."""
-        y = mx.where((ids < 0)[..., None], 0, self.rows(mx.maximum(ids, 0)))
-        return self.low_rank(y) if "low_rank" in self else y
+        return self._projected(mx.where((ids < 0)[..., None], 0, self.rows(mx.maximum(ids, 0))))
+
+    def lookup(self, ids: mx.array) -> mx.array:
+        """The same for ids that are known to be tokens, as sampled ones are: none of them -1."""
+        return self._projected(self.rows(ids))
+
+    def _projected(self, rows: mx.array) -> mx.array:
+        return self.low_rank(rows) if "low_rank" in self else rows
 
 
 class QuantizedEmbedding(Embedding):

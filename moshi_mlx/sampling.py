@@ -54,14 +54,14 @@ def noise(keys: mx.array, counts: list[int]) -> tuple[list[mx.array], mx.array]:
 
 
 def sample(logits: mx.array, noise: mx.array, settings: Sampling) -> mx.array:
-    """logits [B, V], noise [B, settings.candidates(V)] -> tokens int32 [B]."""
+    """logits [B, V], noise [B, settings.candidates(V)] -> tokens uint32 [B]."""
     if settings.greedy:
-        return mx.argmax(logits, axis=-1).astype(mx.int32)
+        return mx.argmax(logits, axis=-1)
     logits = logits.astype(mx.float32) / settings.temperature
-    count = noise.shape[-1]
+    others = logits.shape[-1] - noise.shape[-1]
     chosen = None
-    if count < logits.shape[-1]:
-        chosen = mx.argpartition(-logits, count - 1, axis=-1)[:, :count]
+    if others:
+        chosen = mx.argpartition(logits, others, axis=-1)[:, others:]
         logits = mx.take_along_axis(logits, chosen, axis=-1)
     if settings.top_p < 1:
         logits = _cut_top_p(logits, settings.top_p)
@@ -71,7 +71,7 @@ def sample(logits: mx.array, noise: mx.array, settings: Sampling) -> mx.array:
     token = mx.argmax(logits + noise, axis=-1, keepdims=True)
     if chosen is not None:
         token = mx.take_along_axis(chosen, token, axis=-1)
-    return token[:, 0].astype(mx.int32)
+    return token.squeeze(-1)
 
 
 def _cut_top_p(logits: mx.array, top_p: float) -> mx.array:

@@ -16,7 +16,7 @@ def drawn(settings, count=4000):
     keys = mx.stack([mx.random.key(seed) for seed in range(count)])
     (gumbel,), _ = noise(keys, [settings.candidates(len(LOGITS))])
     tokens = np.array(sample(logits, gumbel, settings))
-    assert tokens.dtype == np.int32
+    assert tokens.dtype == np.uint32
     return np.bincount(tokens, minlength=len(LOGITS)) / count
 
 
