@@ -22,8 +22,7 @@ class Chip(NamedTuple):
     teraflops: float | None
 
 
-# Bandwidth and memory: Apple's press releases and technical specifications of the Macs with the chip
-# (apple.com/newsroom, support.apple.com/specs):
+# Bandwidth and memory: as announced by Apple for the Macs with the chip, taken from reports of the announcements:
 #   M1 2020-11-10 (its bandwidth, 68.25 GB/s, follows from LPDDR4X-4266 on 128 bits; "almost 6x" of it is M1 Max's 400),
 #   M1 Pro and Max 2021-10-18, M1 Ultra 2022-03-08, M2 2022-06-06, M2 Pro and Max 2023-01-17, M2 Ultra 2023-06-05,
 #   M3, Pro and Max 2023-10-30, M3 Ultra 2025-03-05 (819 GB/s: Mac Studio's specifications), M4 2024-05-07,

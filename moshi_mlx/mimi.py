@@ -242,7 +242,7 @@ class MimiStream:
         for frame in frames:
             codes, self._encoder_state = self._encode(mx.array(frame), self._encoder_state)
             mx.eval(codes, self._encoder_state)
-            yield np.array(codes[0])
+            yield np.array(codes)[0]  # evaluated: to index the array in MLX would start another evaluation
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """codes int [codebooks, frames] -> sound float32 [frames * frame_size]."""
@@ -255,5 +255,5 @@ class MimiStream:
             column = mx.array(codes[None, :, frame : frame + 1].astype(np.int32))
             sound, self._decoder_state = self._decode(column, self._decoder_state)
             mx.eval(sound, self._decoder_state)
-            sounds.append(np.array(sound[0].astype(mx.float32)))
+            sounds.append(np.array(sound)[0])
         return np.concatenate(sounds)

@@ -1,0 +1,175 @@
+"""The bound of a frame on each Apple chip, computed from the frame's own graph; nothing here was measured on a Mac.
+
+    python -m bench roofline --chip "M2" --bits 4
+
+The step that conversations run is traced over weights that have shapes and no memory, so that bytes, operations and
+primitives are those of the code as it is. Memory bandwidths are Apple's published ones (moshi_mlx/chips.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import mlx.core as mx
+
+from moshi_mlx import chips
+from moshi_mlx.chips import FRAME_MS, Chip
+from moshi_mlx.config import MoshiConfig
+from moshi_mlx.filling import fill
+from moshi_mlx.layouts import kyutai_mlx
+from moshi_mlx.moshi import MoshiForConditionalGeneration
+from moshi_mlx.session import BUFFER_CACHE_BYTES
+from moshi_mlx.state import flatten, unflatten
+
+from . import cases, measure
+from .random_checkpoint import language_tensors
+
+# What one more small kernel costs on a GPU of Apple's that runs them one after the other: 832 of them took 4.30 ms on
+# an M2 Pro (github.com/antonellof/ferrox, issue 149). An assumption for all chips; --kernel-us sets another.
+KERNEL_US = 5.2
+# What users of the earlier port report of its language step alone, codec not included: (chip, bits) -> ms.
+REPORTED = {("M1 Pro", 4): "45-55", ("M5", 4): "48 (p95 50)", ("M5", 8): "74 (p95 91)"}
+
+
+class Cost(NamedTuple):
+    """Of one duplex frame, in bytes, operations and kernels; `held`: weights, caches, MLX's freed buffers."""
+
+    weights: int
+    state: int
+    operations: int
+    kernels: int
+    held: int
+
+
+class Bound(NamedTuple):
+    """What a frame takes at least, in ms. `total` adds the kernels' assumed cost to the greater of the two bounds."""
+
+    memory_ms: float
+    compute_ms: float | None
+    kernels_ms: float
+    total_ms: float
+
+    @property
+    def left(self) -> float:
+        """The share of the 80 ms that remains; below 0 the chip cannot keep up."""
+        return 1 - self.total_ms / FRAME_MS
+
+
+def weightless(config: MoshiConfig, bits: int | None, dtype: mx.Dtype = mx.bfloat16) -> MoshiForConditionalGeneration:
+    """A model as the loader makes it, whose weights have shape and type and take no memory. Mimi is float32."""
+    model = MoshiForConditionalGeneration(config)
+    tensors = dict(language_tensors(config, bits, dtype))  # lazy, and never evaluated
+    fill(model, list(kyutai_mlx(config)), tensors, set(), Path("random weights"))
+    model.update(weightless_tree(model.parameters()))
+    return model
+
+
+def weightless_tree(tree: Any) -> Any:
+    """The same tree of arrays, each of them one zero seen in its shape."""
+    leaves = [(name, mx.broadcast_to(mx.zeros((), leaf.dtype), leaf.shape)) for name, leaf in flatten(tree)]
+    mx.eval([leaf for _, leaf in leaves])
+    return unflatten(leaves)
+
+
+@contextmanager
+def metal_kernels() -> Iterator[None]:
+    """While open, norms, rotation and attention are one primitive each, as on Metal; values mean nothing."""
+
+    def one(x: mx.array, *arguments: Any, **options: Any) -> mx.array:
+        needed = [a for a in (*arguments, *options.values()) if isinstance(a, mx.array)]
+        y = mx.softmax(x, axis=-1)
+        return mx.depends([y], needed)[0] if needed else y
+
+    with ExitStack() as patches:
+        for name in ("rms_norm", "layer_norm", "rope", "scaled_dot_product_attention"):
+            patches.enter_context(patch.object(mx.fast, name, one))
+        yield
+
+
+def cost(config: MoshiConfig, bits: int | None, context: str = "full", dtype: mx.Dtype = mx.bfloat16) -> Cost:
+    """Counted on the graph of one duplex frame (see `measure.Traffic`)."""
+    model = weightless(config, bits, dtype)
+    work = cases.work(model, cases.Spec("duplex-frame", context=context, frames=1))
+    state = weightless_tree(work.state())
+    work = work._replace(state=lambda: state)
+    traffic = measure.traffic(model, work)
+    with metal_kernels():
+        kernels = measure.kernels(work)
+    held = sum(leaf.nbytes for tree in (model.parameters(), state) for _, leaf in flatten(tree))
+    return Cost(traffic.weights, traffic.state, traffic.operations, kernels, held + BUFFER_CACHE_BYTES)
+
+
+def bound(chip: Chip, frame: Cost, kernel_us: float = KERNEL_US) -> Bound:
+    """Of one frame on a chip: its bytes at the published bandwidth, its operations at the chip's float32 rate."""
+    memory = chips.frame_bound_ms(frame.weights + frame.state, chip.bandwidth)
+    compute = frame.operations / chip.teraflops / 1e9 if chip.teraflops else None
+    kernels = frame.kernels * kernel_us / 1e3
+    return Bound(memory, compute, kernels, max(memory, compute or 0) + kernels)
+
+
+def verdict(chip: Chip, frame: Cost, least: Bound) -> str:
+    """Whether the chip can hold a conversation, and with how much memory."""
+    memory = chips.least_memory(chip, frame.held)
+    if memory is None:
+        return "does not fit"
+    if least.left < 0:
+        return "too slow"
+    return f"yes, {memory} GB" if least.left >= 0.1 else f"barely, {memory} GB"
+
+
+def rows(chosen: list[Chip], costs: dict[int | None, Cost], kernel_us: float) -> list[dict[str, Any]]:
+    """A row for each chip and quantization."""
+    found = []
+    for chip in chosen:
+        for bits, frame in costs.items():
+            least = bound(chip, frame, kernel_us)
+            found.append(
+                {"chip": chip.name, "bandwidth_gb_s": chip.bandwidth, "bits": bits, **least._asdict(),
+                 "share_left": least.left, "conversation": verdict(chip, frame, least),
+                 "reported_by_users_of_earlier_port_ms": REPORTED.get((chip.name, bits or 16))}
+            )  # fmt: skip
+    return found
+
+
+HEADERS = ["chip", "GB/s", "weights", "memory ms", "compute ms", "+ kernels ms", "= frame ms", "of 80 ms left",
+           "conversation", "earlier port, reported"]  # fmt: skip
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    compute = row["compute_ms"]
+    return [
+        row["chip"], f"{row['bandwidth_gb_s']:g}", weights_name(row["bits"]), f"{row['memory_ms']:.1f}",
+        "-" if compute is None else f"{compute:.1f}", f"{row['kernels_ms']:.1f}", f"{row['total_ms']:.1f}",
+        f"{row['share_left']:.0%}", row["conversation"], row["reported_by_users_of_earlier_port_ms"] or "",
+    ]  # fmt: skip
+
+
+def weights_name(bits: int | None) -> str:
+    return f"q{bits}" if bits else "bf16"
+
+
+def report(
+    size: str, chosen: list[Chip], bits: list[int | None], context: str, kernel_us: float, file: Path | None = None
+) -> str:
+    """The tables as text; with `file`, all numbers as JSON there."""
+    config = cases.config_of(size)
+    costs = {b: cost(config, b, context) for b in bits}
+    found = rows(chosen, costs, kernel_us)
+    if file:
+        counted = {weights_name(b): frame._asdict() for b, frame in costs.items()}
+        file.write_text(json.dumps({"size": size, "context": context, "frame": counted, "chips": found}, indent=1))
+    frames = [[weights_name(b), f"{f.weights / 1e9:.2f}", f"{f.state / 1e9:.2f}", f"{f.operations / 1e9:.1f}",
+               str(f.kernels), f"{f.held / 1e9:.2f}"] for b, f in costs.items()]  # fmt: skip
+    headers = ["weights", "GB of weights a frame", "GB of caches", "10^9 operations", "kernels", "GB held"]
+    return "\n\n".join((
+        f"One duplex frame of {size}, context {context}, counted on its graph. Computed, not measured: no Mac was run.",
+        measure.table(headers, frames),
+        measure.table(HEADERS, [cells(row) for row in found]),
+        f"frame ms = greater of memory and compute + kernels at {kernel_us:g} us each (an assumption). 'barely': less "
+        "than 10% of the 80 ms left. Reported: by users, of the earlier port's language step without the codec.",
+    ))  # fmt: skip
