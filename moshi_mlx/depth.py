@@ -23,14 +23,7 @@ class DepthLayers(nn.Module):
 
     def __init__(self, config: MoshiDepthConfig) -> None:
         super().__init__()
-        layer = LayerConfig(
-            dim=config.hidden_size,
-            num_heads=config.num_attention_heads,
-            num_key_value_heads=config.key_value_heads,
-            hidden=config.ffn_dim // 2,
-            norm_eps=config.rms_norm_eps,
-            gated=True,
-        )
+        layer = LayerConfig.gated_of(config)
         self.layers = [TransformerLayer(layer) for _ in range(config.num_hidden_layers)]
 
 

@@ -24,14 +24,7 @@ class MoshiModel(nn.Module):
         streams = len(config.audio_delays)
         rows = config.vocab_size + 1 + streams * (config.audio_vocab_size + 1)
         self.embed_tokens = Embedding(rows, config.hidden_size)
-        layer = LayerConfig(
-            dim=config.hidden_size,
-            num_heads=config.num_attention_heads,
-            num_key_value_heads=config.key_value_heads,
-            hidden=config.ffn_dim // 2,
-            norm_eps=config.rms_norm_eps,
-            gated=True,
-        )
+        layer = LayerConfig.gated_of(config)
         self.transformer = Transformer(layer, config.num_hidden_layers, config.sliding_window, config.rope_theta)
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
@@ -49,9 +42,8 @@ class MoshiModel(nn.Module):
     def embed(self, tokens: mx.array) -> mx.array:
         """tokens int [B, 1 + streams, T], text first, -1 for no input -> the sum of their rows [B, T, hidden]."""
         config = self.config
-        audio = config.vocab_size + 1 + mx.arange(len(config.audio_delays)) * (config.audio_vocab_size + 1)
-        first_rows = mx.concatenate([mx.zeros((1,), mx.int32), audio.astype(mx.int32)])[:, None]
-        return self.embed_tokens(mx.where(tokens < 0, -1, tokens + first_rows)).sum(axis=1)
+        audio = [[config.vocab_size + 1 + i * (config.audio_vocab_size + 1)] for i in range(len(config.audio_delays))]
+        return self.embed_tokens(mx.where(tokens < 0, -1, tokens + mx.array([[0], *audio]))).sum(axis=1)
 
     def __call__(self, inputs_embeds: mx.array, state: State) -> tuple[mx.array, State]:
         """inputs_embeds [B, T, hidden], state -> last hidden state [B, T, hidden], state."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
@@ -50,6 +50,4 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def load_lazily(path: Path) -> dict[str, mx.array]:
     """The tensors, read from the file only when they are evaluated."""
-    tensors = mx.load(str(path), format="safetensors")
-    assert isinstance(tensors, dict)
-    return tensors
+    return cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))

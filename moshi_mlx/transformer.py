@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import cache as caches
+from .config import MoshiConfig, MoshiDepthConfig
 from .errors import InputError
 from .linear import Linear, add_product
 from .state import State
@@ -28,6 +29,18 @@ class LayerConfig:
     @property
     def head_dim(self) -> int:
         return self.dim // self.num_heads
+
+    @classmethod
+    def gated_of(cls, config: MoshiConfig | MoshiDepthConfig) -> LayerConfig:
+        """The gated layer of the temporal transformer, or of the depth decoder."""
+        return cls(
+            dim=config.hidden_size,
+            num_heads=config.num_attention_heads,
+            num_key_value_heads=config.key_value_heads,
+            hidden=config.ffn_dim // 2,
+            norm_eps=config.rms_norm_eps,
+            gated=True,
+        )
 
 
 class Attention(nn.Module):

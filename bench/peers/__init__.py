@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any, cast
 
 ROOT = Path(__file__).resolve().parents[2]
 FIND = """
@@ -69,14 +69,13 @@ class Worker:
 
     def ask(self, line: str) -> Any:
         """One line there, one answer back. Raises PeerError, with the process's last words, where it has ended."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        there, back = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
         try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
+            there.write(line + "\n")
+            there.flush()
         except BrokenPipeError:
             pass  # the answer will be missing
-        answer = self._process.stdout.readline()
+        answer = back.readline()
         if not answer:
             raise PeerError(f"{self._name}: ended: {self._last_words()}")
         return json.loads(answer)
