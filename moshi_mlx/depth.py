@@ -66,7 +66,8 @@ class MoshiDepthDecoder(nn.Module):
 def _layer_step(layer: TransformerLayer, x: mx.array, cache: list[mx.array]) -> mx.array:
     """x [B, dim] through one layer; `cache` holds keys and values [B, Hkv, steps so far, D]."""
     attention = layer.self_attn
-    q, *new = attention.project(layer.norm1(x))
+    queries, keys, _ = attention.heads
+    q, *new = mx.split(attention.project(layer.norm1(x)), [queries, queries + keys], axis=1)
     if cache:
         cache[:] = [mx.concatenate(list(pair), axis=2) for pair in zip(cache, new, strict=True)]
         attended = mx.fast.scaled_dot_product_attention(q, *cache, scale=attention.scale)

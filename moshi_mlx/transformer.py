@@ -54,23 +54,19 @@ class Attention(nn.Module):
         self.heads = (config.num_heads, config.num_key_value_heads, config.num_key_value_heads)
         self.scale = config.head_dim**-0.5
 
-    def project(self, x: mx.array) -> list[mx.array]:
-        """x [B, T, dim], or [B, dim] for one position -> queries [B, H, T, D], keys and values [B, Hkv, T, D]."""
+    def project(self, x: mx.array) -> mx.array:
+        """x [B, T, dim], or [B, dim] for one position -> queries, keys and values in one [B, H + 2 Hkv, T, D]."""
         h = self.in_proj(x)
-        length = 1 if h.ndim == 2 else h.shape[1]
-        if length == 1:  # nothing to transpose
-            h = h.reshape(len(h), sum(self.heads), 1, -1)
-        else:
-            h = h.reshape(len(h), length, sum(self.heads), -1).transpose(0, 2, 1, 3)
-        return list(mx.split(h, [self.heads[0], self.heads[0] + self.heads[1]], axis=1))
+        if h.ndim == 2 or h.shape[1] == 1:  # nothing to transpose
+            return h.reshape(len(h), sum(self.heads), 1, -1)
+        return h.reshape(*h.shape[:2], sum(self.heads), -1).transpose(0, 2, 1, 3)
 
     def __call__(self, x: mx.array, cache: State, seen: caches.Window, rope_theta: float) -> tuple[mx.array, State]:
         """x [B, T, dim] -> what attention saw [B, T, H D], before the output projection; cache."""
-        q, k, v = self.project(x)
-        q, k = (
-            mx.fast.rope(h, h.shape[-1], traditional=True, base=rope_theta, scale=1.0, offset=seen.offset)
-            for h in (q, k)
-        )
+        queries, keys, _ = self.heads
+        turning, v = mx.split(self.project(x), [queries + keys], axis=1)
+        turned = mx.fast.rope(turning, v.shape[-1], traditional=True, base=rope_theta, scale=1.0, offset=seen.offset)
+        q, k = mx.split(turned, [queries], axis=1)
         cache = caches.write(cache, seen.slots, k, v)
         y = caches.attend(q, cache, seen.mask, self.scale)
         y = y if x.shape[1] == 1 else y.transpose(0, 2, 1, 3)
