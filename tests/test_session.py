@@ -181,6 +181,11 @@ def test_wrong_input_is_named_and_changes_nothing(model, method, given, message)
     assert same(frames_of(session, 2), expected)
 
 
+def test_default_sampling_is_the_references(model):
+    expected = moshi_mlx.DuplexSampling(text=moshi_mlx.Sampling(0.7, 25), audio=moshi_mlx.Sampling(0.8, 250))
+    assert model.session()._sampling == moshi_mlx.DuplexSampling() == expected
+
+
 def test_wrong_settings_are_named(model):
     with pytest.raises(InputError, match="temperature: got -1"):
         model.session(temperature=-1)
