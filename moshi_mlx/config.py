@@ -254,10 +254,6 @@ class MoshiConfig:
     def user_codebooks(self) -> int:
         return len(self.audio_delays) - self.num_codebooks
 
-    @property
-    def max_delay(self) -> int:
-        return max(self.audio_delays)
-
     @classmethod
     def from_kyutai(cls, values: Mapping[str, Any], where: str, mimi: MimiConfig | None = None) -> MoshiConfig:
         """From the language model's part of Kyutai's `config.json`."""

@@ -62,9 +62,9 @@ def init_state(
 
 def prime(model: MoshiForConditionalGeneration, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
     """Position 0, before the user's first frame: -> the first text token int32 [B], state."""
-    silence = mx.zeros((len(state["offset"]), model.config.user_codebooks), mx.int32)
-    text, _, state = language_step(model, silence, state, sampling)
-    # No user frame was spent: the next one is the first of its history.
+    # Codes that nobody sees: whatever index of the user's streams a position would read them at is before the start.
+    unseen = mx.zeros((len(state["offset"]), model.config.user_codebooks), mx.int32)
+    text, _, state = language_step(model, unseen, state, sampling)
     return text, state
 
 

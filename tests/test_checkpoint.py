@@ -341,4 +341,4 @@ def test_dtype_must_be_a_float(checkpoint):
 
 
 def test_delays_come_from_the_config(checkpoint):
-    assert moshi_mlx.load(checkpoint(delays=delays(2))).config.max_delay == 2
+    assert moshi_mlx.load(checkpoint(delays=delays(2))).config.audio_delays == tuple(delays(2)[1:])
