@@ -97,6 +97,7 @@ def _transformer(config: MimiConfig) -> Transformer:
         hidden=config.intermediate_size,
         norm_eps=config.norm_eps,
         gated=False,
+        head_dim=config.head_width,
     )
     return Transformer(layer, config.num_hidden_layers, config.sliding_window, config.rope_theta)
 

@@ -25,10 +25,7 @@ class LayerConfig:
     hidden: int
     norm_eps: float
     gated: bool
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.num_heads
+    head_dim: int
 
     @classmethod
     def gated_of(cls, config: MoshiConfig | MoshiDepthConfig) -> LayerConfig:
@@ -40,6 +37,7 @@ class LayerConfig:
             hidden=config.ffn_dim // 2,
             norm_eps=config.rms_norm_eps,
             gated=True,
+            head_dim=config.head_width,
         )
 
 
