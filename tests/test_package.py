@@ -11,9 +11,10 @@ import moshi_mlx
 ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports only what stands before it.
 LAYERS = [
-    "errors", "chips", "keys", "kyutai_config", "huggingface_config", "config", "state", "safetensors", "hub", "cache",
-    "linear", "conv", "transformer", "quantizer", "mimi", "helium", "depth", "sampling", "moshi", "duplex", "layouts",
-    "filling", "preflight", "session", "checkpoint", "audio", "loop", "local",
+    "errors", "chips", "keys", "huggingface_config", "kyutai_config", "config", "state", "safetensors", "hub",
+    "cache", "linear", "conv", "transformer", "quantizer", "mimi", "helium", "depth", "sampling", "moshi", "duplex",
+    "layouts", "translation", "quantization", "filling", "preflight", "session", "finding", "checkpoint", "audio",
+    "loop", "local",
 ]  # fmt: skip
 
 
