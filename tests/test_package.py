@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     "errors", "chips", "keys", "huggingface_config", "kyutai_config", "config", "state", "safetensors", "hub",
     "cache", "linear", "conv", "transformer", "quantizer", "mimi", "helium", "depth", "sampling", "moshi", "duplex",
-    "layouts", "translation", "quantization", "filling", "preflight", "session", "finding", "checkpoint", "audio",
-    "loop", "local",
+    "layouts", "translation", "quantization", "filling", "preflight", "session", "finding", "checkpoint", "writing",
+    "audio", "loop", "local",
 ]  # fmt: skip
 
 
