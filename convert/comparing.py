@@ -82,7 +82,7 @@ def _talk(model: MoshiForConditionalGeneration, text: np.ndarray, codes: np.ndar
         inputs[row, 1 + delay :] = user[row - 1 - len(codes), : count - 1 - delay]
     initial = np.array([config.vocab_size] + [config.audio_vocab_size] * len(config.audio_delays))
     positions = np.arange(count)[None]
-    inputs = np.where(positions <= delays[:, None], initial[:, None], inputs)
+    inputs = np.where(positions <= delays[:, None], initial[:, None], inputs).astype(np.int32)
     valid = positions >= delays[: 1 + len(codes), None]
     return Talk(inputs, text, codes, valid)
 
