@@ -55,6 +55,12 @@ class Traffic(NamedTuple):
 
 def traffic(model: MoshiForConditionalGeneration, work: Work) -> Traffic:
     """Read off the graph of one uncompiled frame. Activations are left out: they stay in the chip's caches."""
+    records, num_weights = recorded(model, work)
+    return _traffic(records, num_weights)
+
+
+def recorded(model: MoshiForConditionalGeneration, work: Work) -> tuple[list[dict[str, Any]], int]:
+    """The graph of one uncompiled frame, whose inputs are the input, the weights and the state; how many weights."""
     weights, state = flatten(model.parameters()), flatten(work.state())
     records: list[dict[str, Any]] = []
 
@@ -68,7 +74,7 @@ def traffic(model: MoshiForConditionalGeneration, work: Work) -> Traffic:
         mx.export_function(records.append, frame, work.given(0), *arrays)
     finally:
         model.update(unflatten(weights))
-    return _traffic(records, len(weights))
+    return records, len(weights)
 
 
 def _named(leaves: list[tuple[str, mx.array]], arrays: tuple[mx.array, ...]) -> list[tuple[str, mx.array]]:

@@ -13,9 +13,10 @@ import pytest
 
 import moshi_mlx
 from bench import __main__ as cli
-from bench import cases, growth, measure, peers, plots, random_checkpoint, roofline
+from bench import cases, floor, growth, measure, peers, plots, random_checkpoint, roofline
 from bench.cases import Spec, Work
 from moshi_mlx import MoshiConfig, chips
+from moshi_mlx.linear import Linear
 from moshi_mlx.state import flatten
 
 ROOT = Path(__file__).parents[1]
@@ -231,6 +232,15 @@ def test_growth_command_plays_through_every_growth(checkpoint, tmp_path, capsys,
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]] == [["255", "300"]]
     assert len(json.loads(files["json"].read_text())["times_ms"]) == 300 + growth.AFTER
     assert files["png"].read_bytes()[:4] == b"\x89PNG"
+
+
+def test_bare_products_of_a_step_use_every_matrix_once(model):
+    found = floor.products(model, cases.work(model, Spec("lm-step", frames=1)))
+    parts = [model.decoder.model.transformer, model.depth_decoder]
+    modules = [module for part in parts for module in part.modules()] + [model.decoder.lm_head]
+    matrices = {id(module.weight): module.weight.size for module in modules if isinstance(module, Linear)}
+    assert sum(math.prod(p.w) for p in found if len(p.w) <= 3) == sum(matrices.values())
+    assert [y.shape for y in floor.bare(found[:3])()] == [(*p.x[:-1], p.w[-1]) for p in found[:3]]
 
 
 def test_dtype_is_what_the_language_model_runs_in(checkpoint):
