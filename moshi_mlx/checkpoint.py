@@ -78,11 +78,12 @@ def load(path_or_hub_id: str | Path, dtype: mx.Dtype | None = None) -> MoshiForC
     if dtype is not None and not mx.issubdtype(dtype, mx.floating):
         raise ConfigError(f"dtype: got {dtype}, expected a floating type such as mlx.core.bfloat16")
     checkpoint = open_checkpoint(local_folder(path_or_hub_id))
-    if checkpoint.lora.get("lora") or checkpoint.lora.get("lora_name"):
-        raise ConfigError(
-            f"{checkpoint.folder / CONFIG_NAME}: key 'lora_name' is {checkpoint.lora.get('lora_name')!r}, which is not "
-            "supported; merge the LoRA into its base first: python -m moshi_mlx.convert"
-        )
+    for key in ("lora_name", "lora"):
+        if checkpoint.lora.get(key):
+            raise ConfigError(
+                f"{checkpoint.folder / CONFIG_NAME}: key {key!r} is {checkpoint.lora[key]!r}, which is not supported; "
+                "merge the LoRA into its base first: python -m moshi_mlx.convert"
+            )
     model = MoshiForConditionalGeneration(checkpoint.config)
     fill(model, list(layouts.kyutai_mlx(checkpoint.config)), checkpoint.language.load(), dtype)
     # Published files are float32, and half the precision would be other codes: smaller files are widened once, here.

@@ -27,7 +27,7 @@ from .filling import language_shapes, language_tensors_of, mimi_tensors_of
 from .finding import CONFIG_NAME, INDEX_NAME, MIMI_NAME, SAMPLING_NAMES, TOKENIZER_NAME
 from .moshi import MoshiForConditionalGeneration
 from .quantization import Quantization
-from .safetensors import Block, Tensor, as_stored, info_of, write_file
+from .safetensors import Block, Tensor, as_stored, info_of, mx_type, write_file
 
 MAX_SHARD_BYTES = 5 * 10**9
 MIMI_CONFIG_NAME = "mimi_config.json"
@@ -111,7 +111,8 @@ def plan_huggingface(
     if contents.tokenizer:
         small[TOKENIZER_NAME] = contents.tokenizer
     small["generation_config.json"] = _json(_generation_config(contents))
-    small[CONFIG_NAME] = _json(config.to_dict())
+    kind = mx_type(language["out_norm.weight"].info.dtype)
+    small[CONFIG_NAME] = _json({**config.to_dict(), "torch_dtype": str(kind).removeprefix("mlx.core.")})
     return Plan(weights, small, {"format": "pt"})
 
 
