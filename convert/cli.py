@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -87,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status, which --help describes."""
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {"inspect": inspecting.main, "compare": comparing.main}
-    handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _end_on_kill()
         if argv and argv[0] in commands:
             return commands[argv[0]](argv[1:], _Parser)
         return convert(_parser().parse_args(argv))
@@ -104,8 +105,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted, nothing was written", file=sys.stderr)
         return 130
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+
+
+def _end_on_kill() -> None:
+    """`kill` ends like Ctrl-C; only the main thread can ask for that."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

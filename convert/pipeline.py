@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from moshi_mlx import layouts, quantization, writing
-from moshi_mlx.checkpoint import Checkpoint
+from moshi_mlx.checkpoint import Checkpoint, read_tokenizer
 from moshi_mlx.errors import InputError
 from moshi_mlx.filling import language_shapes
 from moshi_mlx.quantization import PARTS, Quantization
@@ -25,6 +25,7 @@ from moshi_mlx.writing import Contents, Plan, plain_blocks
 from . import lora, recipes
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+PROCESSORS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
 # What MLX may keep of freed buffers while it converts.
 BUFFER_CACHE_BYTES = 2**28
 
@@ -62,10 +63,13 @@ def prepare(checkpoint: Checkpoint, options: Options) -> Outcome:
     _check_options(checkpoint, options)
     weights = _transformed(checkpoint, options)
     contents = Contents.of(checkpoint)
-    if options.tokenizer:
-        contents = contents._replace(tokenizer=options.tokenizer.read_bytes())
+    tokenizer = options.tokenizer or checkpoint.tokenizer
+    if tokenizer:
+        read_tokenizer(tokenizer, checkpoint.config)
+        contents = contents._replace(tokenizer=tokenizer.read_bytes())
     if options.to == "huggingface":
-        return Outcome(writing.plan_huggingface(contents, weights, options.max_shard_bytes), {}, [])
+        plan = writing.plan_huggingface(contents, weights, options.max_shard_bytes)
+        return Outcome(plan._replace(small={**_processors(checkpoint), **plan.small}), {}, [])
     if options.to == "kyutai":
         return Outcome(writing.plan_kyutai(contents, weights, options.generation), {}, [])
     shapes = language_shapes(checkpoint.config)
@@ -79,6 +83,13 @@ def prepare(checkpoint: Checkpoint, options: Options) -> Outcome:
         kinds = quantization.of_all(_infos(weights), shapes, str(checkpoint.folder))
         blocks = plain_blocks(weights)
     return Outcome(writing.plan_mlx(contents, blocks, kinds, options.max_shard_bytes), kinds, kept)
+
+
+def _processors(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """What a folder in Hugging Face's layout has for its users besides the model."""
+    if checkpoint.layout != "huggingface":
+        return {}
+    return {path.name: path.read_bytes() for name in PROCESSORS if (path := checkpoint.folder / name).is_file()}
 
 
 def _transformed(checkpoint: Checkpoint, options: Options) -> dict[str, Tensor]:

@@ -90,7 +90,7 @@ def load(path_or_hub_id: str | Path, dtype: mx.Dtype | None = None) -> MoshiForC
     codec = list(layouts.mimi(checkpoint.config.audio_encoder_config))
     fill(model.audio_encoder, codec, checkpoint.mimi.load(), mx.float32)
     if checkpoint.tokenizer:
-        model.tokenizer = _tokenizer(checkpoint.tokenizer, checkpoint.config)
+        model.tokenizer = read_tokenizer(checkpoint.tokenizer, checkpoint.config)
     model.sampling_defaults = checkpoint.sampling_defaults
     mx.eval(model.parameters())
     model.eval()
@@ -267,7 +267,8 @@ def _preset_sizes(config: MoshiConfig) -> dict[str, int]:
     return sizes | {f"depth_{n}": getattr(depth, n) for n in ("hidden_size", "num_hidden_layers", "ffn_dim")}
 
 
-def _tokenizer(path: Path, config: MoshiConfig) -> Any:
+def read_tokenizer(path: Path, config: MoshiConfig) -> Any:
+    """The sentencepiece model in a file. Raises CheckpointError where it is none, or of another vocabulary."""
     from sentencepiece import SentencePieceProcessor
 
     try:

@@ -46,9 +46,9 @@ class Contents(NamedTuple):
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Contents:
-        tokenizer = checkpoint.tokenizer.read_bytes() if checkpoint.tokenizer else None
+        """All but the tokenizer, which the caller may have from elsewhere."""
         mimi = checkpoint.mimi.read()
-        return cls(checkpoint.config, mimi, tokenizer, checkpoint.sampling_defaults, checkpoint.model_id)
+        return cls(checkpoint.config, mimi, None, checkpoint.sampling_defaults, checkpoint.model_id)
 
 
 class Plan(NamedTuple):

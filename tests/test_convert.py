@@ -333,6 +333,10 @@ def test_the_config_block_is_held_against_the_tensors(wide, tmp_path):
         edit_json(out / "config.json", quantization=json.loads(block))
         with pytest.raises(moshi_mlx.ConfigError, match=message):
             moshi_mlx.load(out)
+    plain_folder = convert(wide, tmp_path / "plain")
+    edit_json(plain_folder / "config.json", quantization={"bits": 4, "group_size": 32})
+    with pytest.raises(moshi_mlx.ConfigError, match="but no tensor is quantized"):
+        moshi_mlx.load(plain_folder)
 
 
 # --- LoRA -----------------------------------------------------------------------------------------------------------
@@ -591,6 +595,24 @@ def test_tables_of_several_quantizations(wide, tmp_path):
         moshi_mlx.CheckpointError, match=r"'text_emb' is affine 3 bits .* and 'audio_embs.5' is affine 6"
     ):
         moshi_mlx.load(folders[0])
+
+
+def test_a_tokenizer_that_does_not_fit(checkpoint, tmp_path, capsys):
+    folder = checkpoint()
+    other = tmp_path / "other.model"
+    other.write_text("hello")
+    assert "not a sentencepiece model" in fails(capsys, folder, tmp_path / "out", "--tokenizer", other)
+    shutil.move(folder / "tokenizer.model", other)
+    shutil.copy(GOLDENS / "question.flac", folder / "tokenizer.model")
+    assert "not a sentencepiece model" in fails(capsys, folder, tmp_path / "out")
+    out = convert(folder, tmp_path / "out", "--tokenizer", other)
+    assert (out / writing.TOKENIZER_NAME).read_bytes() == other.read_bytes()
+
+
+def test_hugging_faces_other_files_stay_in_its_layout(hugging, tmp_path):
+    (hugging / "tokenizer.json").write_text("{}")
+    assert (convert(hugging, tmp_path / "a", "--to", "huggingface") / "tokenizer.json").read_text() == "{}"
+    assert not (convert(hugging, tmp_path / "b") / "tokenizer.json").exists()
 
 
 def test_a_source_that_may_not_be_read(checkpoint, tmp_path, capsys, monkeypatch):
