@@ -15,7 +15,7 @@ from conftest import GOLDENS, check_tokens, edit_json, golden, run_codes
 from moshi_mlx.convert import cli, inspecting, lora
 
 import moshi_mlx
-from moshi_mlx import writing
+from moshi_mlx import preflight, writing
 from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.quantization import Quantization
 from moshi_mlx.safetensors import as_mx, read_header, stored
@@ -493,7 +493,7 @@ def test_a_disk_that_takes_no_more(sources, tmp_path, monkeypatch, capsys):
     assert "cannot be written: File too large; nothing is left of it" in run.stderr
     assert not list(out.parent.iterdir())
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    assert "no room: 0.00 GB are needed" in fails(capsys, sources["mlx"], out)
+    assert "no room: 532.4 kB are needed, 0.0 kB are free" in fails(capsys, sources["mlx"], out)
 
 
 def test_two_at_once(sources, tmp_path, capsys):
@@ -565,6 +565,7 @@ def test_bad_sources_are_named(hugging, tmp_path, capsys, name):
         (("--q-mode", "mxfp4"), "--q-mode: has no meaning without -q"),
         (("--generation", 2), "has no meaning without --to kyutai"),
         (("--to", "kyutai", "--max-shard-size", 1), "is one file"),
+        (("--lora-scaling", 2), "there are no adapters"),
         (("--tokenizer", "nowhere.model"), "--tokenizer: no file"),
         (("--dry-run", "--upload-repo", "a/b"), "no meaning with --dry-run"),
     ],
@@ -643,7 +644,7 @@ def test_dry_run(wide, tmp_path, capsys):
     printed = capsys.readouterr().out
     convert(wide, out, "-q")
     size = sum(info.nbytes for info in read_header(out / "model.q4.safetensors").values())
-    assert f"model.q4.safetensors  {inspecting.size(size)}" in printed
+    assert f"model.q4.safetensors  {preflight.size(size)}" in printed
     assert "affine 4 bits in groups of 32: text_emb" in printed
 
 
