@@ -1,7 +1,6 @@
 """Converting: every pair of layouts exactly, the same tokens, quantization, LoRA, whole folders or none, errors."""
 
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -205,9 +204,6 @@ def wide(tmp_path_factory):
     config = moshi_mlx.MoshiConfig.from_kyutai(values, "config.json", mimi)
     mx.random.seed(1)
     tensors = dict(language_tensors(config, None, mx.bfloat16))
-    for name in tensors:  # which all steps of the depth decoder share
-        if ".norm" in name and name.startswith("depformer.slices."):
-            tensors[name] = tensors[re.sub(r"slices\.\d", "slices.0", name)]
     mx.save_safetensors(str(folder / "model.safetensors"), tensors)
     return folder
 
