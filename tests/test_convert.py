@@ -122,6 +122,19 @@ def test_norms_that_differ_are_not_lost_silently(checkpoint, tmp_path, capsys):
         assert f"tensor '{name}' is another than 'depformer.slices.0.transformer.layers.0.norm1.weight'" in error
 
 
+@pytest.mark.parametrize("generation", [1, 2])
+def test_shared_weights_that_differ_are_not_lost_silently(checkpoint, tmp_path, capsys, generation):
+    folder = convert(checkpoint("moshi_schedule"), tmp_path / "mlx")
+    tensors = dict(mx.load(str(folder / "model.safetensors")))
+    name = "depformer.slices.5.transformer.layers.0.self_attn.in_proj.weight"
+    tensors[name] = tensors[name] + 1
+    mx.eval(tensors)
+    (folder / "model.safetensors").unlink()
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    error = fails(capsys, folder, tmp_path / "out", "--to", "kyutai", "--generation", generation)
+    assert f"tensor '{name}' is another than 'depformer.slices.4." in error
+
+
 def test_what_hugging_face_cannot_express(checkpoint, tmp_path, capsys):
     error = fails(capsys, checkpoint("moshi_schedule"), tmp_path / "out", "--to", "huggingface")
     assert "no depth_decoder_config.low_rank_embeddings" in error
