@@ -300,6 +300,13 @@ class MoshiConfig(_Heads):
         return len(self.audio_delays) - self.num_codebooks
 
     @property
+    def table_rows(self) -> tuple[int, ...]:
+        """Rows of each stream's embeddings, text first; the last row of each is its initial token."""
+        if not self.audio_delays:
+            return (self.vocab_size,)
+        return (self.vocab_size + 1, *[self.audio_vocab_size + 1] * len(self.audio_delays))
+
+    @property
     def sampling_rate(self) -> int:
         """Samples a second of the codec's sound."""
         return self.audio_encoder_config.sampling_rate

@@ -103,7 +103,7 @@ def language_step(
     own_delays, user_delays = _delays(model)
     user = mx.concatenate([state["user"][:, :, 1:], user_codes[:, :, None]], axis=-1)
     tokens = _input_tokens(model, state["text"], state["own"][:, :, -1], _delayed(user, user_delays), state["offset"])
-    hidden, logits, temporal = model.decoder(tokens[:, :, None], state["temporal"])
+    hidden, logits, temporal = model.decoder.step(tokens[:, :, None], state["temporal"])
     text, codes, keys = _sample_frame(model, hidden[:, 0], logits[:, 0], state["keys"], sampling)
     own = mx.concatenate([state["own"][:, :, 1:], codes[:, :, None]], axis=-1)
     column = _delayed(own, [max(own_delays) - delay for delay in own_delays])
@@ -139,7 +139,7 @@ def _sample_frame(
     counts += [sampling.audio.candidates(config.audio_vocab_size)] * config.num_codebooks
     (text_noise, *code_noise), keys = noise(keys, counts)
     text = sample(logits, text_noise, sampling.text)
-    codes = model.depth_decoder(hidden, text, lambda i, logits: sample(logits, code_noise[i], sampling.audio))
+    codes = model.depth_decoder.sample(hidden, text, lambda i, logits: sample(logits, code_noise[i], sampling.audio))
     return text.astype(mx.int32), codes, keys
 
 

@@ -46,15 +46,11 @@ def flat(parts: list[mx.array]) -> mx.array:
     return parts[0].reshape(-1)
 
 
-def _table_rows(config: MoshiConfig) -> tuple[int, ...]:
-    return (config.vocab_size + 1, *[config.audio_vocab_size + 1] * len(config.audio_delays))
-
-
 def kyutai_pytorch(config: MoshiConfig) -> Iterator[Row]:
     """Kyutai's PyTorch names, of the later generation (`split_fused_projections` makes them of the earlier)."""
     streams = range(len(config.audio_delays))
     tables = ("text_emb.weight", *(f"emb.{i}.weight" for i in streams))
-    yield Row("decoder.model.embed_tokens.weight", tables, join, _table_rows(config))
+    yield Row("decoder.model.embed_tokens.weight", tables, join, config.table_rows)
     yield Row("decoder.lm_head.weight", ("text_linear.weight",), linear)
     yield Row("decoder.model.norm.weight", ("out_norm.alpha",), flat)
     for n in range(config.num_hidden_layers):
@@ -87,7 +83,7 @@ def kyutai_mlx(config: MoshiConfig) -> Iterator[Row]:
     """The names of Kyutai's MLX files, which the earlier port and the Swift app read."""
     streams = range(len(config.audio_delays))
     tables = ("text_emb.weight", *(f"audio_embs.{i}.weight" for i in streams))
-    yield Row("decoder.model.embed_tokens.weight", tables, join, _table_rows(config))
+    yield Row("decoder.model.embed_tokens.weight", tables, join, config.table_rows)
     yield Row("decoder.lm_head.weight", ("text_linear.weight",), linear)
     yield Row("decoder.model.norm.weight", ("out_norm.weight",), join)
     for n in range(config.num_hidden_layers):

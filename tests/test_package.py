@@ -11,9 +11,11 @@ import moshi_mlx
 ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports only what stands before it.
 LAYERS = [
-    "errors", "chips", "keys", "kyutai_config", "huggingface_config", "config", "state", "safetensors", "hub", "cache",
-    "linear", "conv", "transformer", "quantizer", "mimi", "helium", "depth", "sampling", "moshi", "duplex", "layouts",
-    "filling", "preflight", "session", "checkpoint", "audio", "loop", "local",
+    "errors", "chips", "keys", "kyutai_config", "huggingface_config", "config", "state", "outputs", "inputs",
+    "initial", "losses", "safetensors", "hub", "cache", "sequence", "linear", "conv", "transformer", "quantizer",
+    "mimi", "helium", "sampling", "depth", "streams", "teacher_forcing",
+    "moshi", "duplex", "layouts", "filling", "preflight", "session",
+    "checkpoint", "audio", "loop", "local",
 ]  # fmt: skip
 
 
