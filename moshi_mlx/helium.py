@@ -179,6 +179,12 @@ class MoshiForCausalLM(nn.Module):
             loss = cross_entropy(logits[:, :-1], labels[:, 1:])
         return CausalLMOutput(loss, logits, hidden, out.past_key_values, out.hidden_states, out.attentions)
 
+    def generate(self, input_ids: Any, **settings: Any) -> mx.array:
+        """Text alone: see `generation.generate_text`."""
+        from .generation import generate_text
+
+        return generate_text(self, input_ids, **settings)
+
 
 def _kept(hidden: mx.array, logits_to_keep: Any) -> mx.array:
     if isinstance(logits_to_keep, int):

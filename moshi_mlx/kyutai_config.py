@@ -138,3 +138,67 @@ def _depth_fields(
         "max_position_embeddings": common["num_codebooks"] + 1,
         **common,
     }
+
+
+def moshi_dict(config: Any) -> dict[str, Any]:
+    """The language model's part of Kyutai's `config.json`, of a MoshiConfig that it can express."""
+    depth = config.depth_decoder_config
+    end_padding, padding = config.silent_text_tokens
+    values = {
+        "dim": config.hidden_size, "text_card": config.vocab_size, "existing_text_padding_id": padding,
+        "n_q": len(config.audio_delays), "dep_q": config.num_codebooks, "card": config.audio_vocab_size,
+        "num_heads": config.num_attention_heads, "num_layers": config.num_hidden_layers,
+        "hidden_scale": _dim_feedforward(config) / config.hidden_size, "causal": True, "layer_scale": None,
+        "context": config.sliding_window, "max_period": config.rope_theta, "gating": "silu",
+        "norm": {1e-8: "rms_norm_f32", 1e-5: "rms_norm"}.get(config.rms_norm_eps), "positional_embedding": "rope",
+        "depformer_dim": depth.hidden_size, "depformer_dim_feedforward": _dim_feedforward(depth),
+        "depformer_num_heads": depth.num_attention_heads, "depformer_num_layers": depth.num_hidden_layers,
+        "depformer_layer_scale": None, "depformer_multi_linear": True, "depformer_context": config.num_codebooks,
+        "depformer_max_period": 10000, "depformer_gating": "silu", "depformer_pos_emb": "none",
+        "depformer_weights_per_step": True, "delays": [0, *config.audio_delays],
+    }  # fmt: skip
+    optional = {
+        "existing_text_end_padding_id": (end_padding, 0),
+        "kv_repeat": (config.num_attention_heads // config.key_value_heads, 1),
+        "depformer_kv_repeat": (
+            depth.num_attention_heads // depth.key_value_heads, config.num_attention_heads // config.key_value_heads,
+        ),
+        "depformer_weights_per_step_schedule": (depth.weights_per_step_schedule, None),
+        "depformer_low_rank_embeddings": (depth.low_rank_embeddings, None),
+    }  # fmt: skip
+    return values | {name: value for name, (value, usual) in optional.items() if value != usual}
+
+
+def _dim_feedforward(config: Any) -> int:
+    """A width that `_gated_ffn_dim` turns into this ffn_dim: the inverse of the 2/3, rounded up."""
+    width = (3 * (config.ffn_dim // 2) + 1) // 2
+    return 4 * config.hidden_size if config.ffn_dim == 2 * (21 * config.hidden_size // 8) else width
+
+
+def mimi_dict(config: Any) -> dict[str, Any]:
+    """The file that `mimi_config_name` names, of a MimiConfig."""
+    dim = config.hidden_size
+    quantizer = {
+        "dimension": config.codebook_dim, "n_q": config.num_quantizers, "bins": config.codebook_size,
+        "input_dimension": dim, "output_dimension": dim,
+    }  # fmt: skip
+    if config.num_semantic_quantizers != 1:
+        quantizer["n_q_semantic"] = config.num_semantic_quantizers
+    return {
+        "sample_rate": config.sampling_rate, "channels": 1, "frame_rate": config.frame_rate,
+        "seanet": {
+            "channels": 1, "dimension": dim, "causal": True, "n_filters": config.num_filters,
+            "n_residual_layers": config.num_residual_layers, "activation": "ELU", "compress": config.compress,
+            "dilation_base": config.dilation_growth_rate, "disable_norm_outer_blocks": 0,
+            "kernel_size": config.kernel_size, "residual_kernel_size": config.residual_kernel_size,
+            "last_kernel_size": config.last_kernel_size, "norm": "none", "pad_mode": "constant",
+            "ratios": list(config.upsampling_ratios), "true_skip": True,
+        },
+        "quantizer": quantizer,
+        "transformer": {
+            "d_model": dim, "num_heads": config.num_attention_heads, "num_layers": config.num_hidden_layers,
+            "causal": True, "layer_scale": 0.01, "context": config.sliding_window, "conv_layout": True,
+            "max_period": config.rope_theta, "gating": "none", "norm": "layer_norm", "positional_embedding": "rope",
+            "dim_feedforward": config.intermediate_size, "input_dimension": dim, "output_dimensions": [dim],
+        },
+    }  # fmt: skip

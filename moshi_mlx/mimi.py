@@ -8,6 +8,7 @@ whole sound; `MimiStream` takes chunks of any length.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -234,6 +235,13 @@ class MimiModel(Freezable):
     def refresh(self) -> None:
         """Derive what is derived from the codebooks anew: call it when they have been changed."""
         self.quantizer.half_norms = 0.5 * mx.square(self.quantizer.embedding).sum(axis=-1)
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> MimiModel:
+        """The codec of a folder or hub id: of a whole Moshi in any layout, or alone in Hugging Face's."""
+        from .pretrained import mimi
+
+        return mimi(path_or_hub_id)
 
     def _check_codebooks(self, count: int) -> int:
         most, least = self.config.num_quantizers, self.config.num_semantic_quantizers

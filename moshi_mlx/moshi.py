@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -13,7 +14,7 @@ from .errors import InputError
 from .helium import MoshiForCausalLM
 from .initial import Freezable, initialize
 from .mimi import MimiModel
-from .outputs import ConditionalGenerationOutput, UnconditionalInput
+from .outputs import ConditionalGenerationOutput, GenerateOutput, UnconditionalInput
 from .state import State
 
 if TYPE_CHECKING:
@@ -153,3 +154,22 @@ class MoshiForConditionalGeneration(Freezable):
         rows = {"input_ids": 1, **counts}
         missing = {name: mx.full((batch, count, length), -1, mx.int32) for name, count in rows.items()}
         return mx.concatenate([given.get(name, missing[name]) for name in rows], axis=1)
+
+    def generate(self, *args: Any, **settings: Any) -> GenerateOutput:
+        """Text and sound that go on from a prompt of three streams: see `generation.generate`."""
+        from .generation import generate
+
+        return generate(self, *args, **settings)
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Any) -> MoshiForConditionalGeneration:
+        """`load` under the name that Hugging Face users know: a folder or hub id, in any layout; `dtype`."""
+        from .pretrained import moshi
+
+        return moshi(path_or_hub_id, **settings)
+
+    def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
+        """Write a folder in Hugging Face's layout, which transformers loads as its own."""
+        from .pretrained import save
+
+        save(self, folder, **settings)

@@ -11,11 +11,11 @@ import moshi_mlx
 ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports only what stands before it.
 LAYERS = [
-    "errors", "chips", "keys", "kyutai_config", "huggingface_config", "config", "state", "outputs", "inputs",
+    "errors", "chips", "keys", "huggingface_config", "kyutai_config", "config", "state", "outputs", "inputs",
     "initial", "losses", "safetensors", "hub", "cache", "sequence", "linear", "conv", "transformer", "quantizer",
-    "mimi", "helium", "sampling", "depth", "streams", "teacher_forcing",
-    "moshi", "duplex", "layouts", "filling", "preflight", "session",
-    "checkpoint", "audio", "loop", "local",
+    "mimi", "helium", "sampling", "depth", "streams", "teacher_forcing", "moshi", "duplex", "layouts", "translation",
+    "quantization", "filling", "preflight", "text", "session", "finding", "checkpoint", "generation", "pretrained", "audio",
+    "loop", "local",
 ]  # fmt: skip
 
 
