@@ -99,6 +99,28 @@ def moshi_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return fields
 
 
+def text_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """From the `config.json` of a model of text alone, but for `ffn_dim`, on which Kyutai's packages do not agree."""
+    keys = Keys(values, where)
+    heads = keys.take("num_heads", int)
+    fields = {
+        "vocab_size": keys.take("text_card", int),
+        "hidden_size": keys.take("dim", int),
+        "num_hidden_layers": keys.take("num_layers", int),
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // keys.take("kv_repeat", int, 1),
+        "rope_theta": keys.take("max_period", float, 10000.0),
+        "sliding_window": keys.take("context", int),
+        "rms_norm_eps": _norm_eps(keys),
+        "audio_delays": (),
+        "silent_text_tokens": (),
+    }
+    keys.expect(n_q=0, dep_q=0, delays=[0], causal=True, gating="silu", positional_embedding="rope")
+    keys.ignore("hidden_scale", "card", "model_type", "moshi_name", "tokenizer_name")
+    keys.finish()
+    return fields
+
+
 def _norm_eps(keys: Keys) -> float:
     norms = {"rms_norm_f32": 1e-8, "rms_norm": 1e-5}
     norm = keys.take("norm", str)
@@ -144,12 +166,13 @@ def moshi_dict(config: Any) -> dict[str, Any]:
     """The language model's part of Kyutai's `config.json`, of a MoshiConfig that it can express."""
     depth = config.depth_decoder_config
     end_padding, padding = config.silent_text_tokens
+    schedule = depth.weights_per_step_schedule
     values = {
         "dim": config.hidden_size, "text_card": config.vocab_size, "existing_text_padding_id": padding,
         "n_q": len(config.audio_delays), "dep_q": config.num_codebooks, "card": config.audio_vocab_size,
         "num_heads": config.num_attention_heads, "num_layers": config.num_hidden_layers,
         "hidden_scale": _dim_feedforward(config) / config.hidden_size, "causal": True, "layer_scale": None,
-        "context": config.sliding_window, "max_period": config.rope_theta, "gating": "silu",
+        "context": config.sliding_window, "max_period": _whole(config.rope_theta), "gating": "silu",
         "norm": {1e-8: "rms_norm_f32", 1e-5: "rms_norm"}.get(config.rms_norm_eps), "positional_embedding": "rope",
         "depformer_dim": depth.hidden_size, "depformer_dim_feedforward": _dim_feedforward(depth),
         "depformer_num_heads": depth.num_attention_heads, "depformer_num_layers": depth.num_hidden_layers,
@@ -163,10 +186,15 @@ def moshi_dict(config: Any) -> dict[str, Any]:
         "depformer_kv_repeat": (
             depth.num_attention_heads // depth.key_value_heads, config.num_attention_heads // config.key_value_heads,
         ),
-        "depformer_weights_per_step_schedule": (depth.weights_per_step_schedule, None),
+        "depformer_weights_per_step_schedule": (schedule and list(schedule), None),
         "depformer_low_rank_embeddings": (depth.low_rank_embeddings, None),
     }  # fmt: skip
     return values | {name: value for name, (value, usual) in optional.items() if value != usual}
+
+
+def _whole(value: float) -> float:
+    """A whole number as Kyutai writes it."""
+    return int(value) if value == int(value) else value
 
 
 def _dim_feedforward(config: Any) -> int:
@@ -198,7 +226,8 @@ def mimi_dict(config: Any) -> dict[str, Any]:
         "transformer": {
             "d_model": dim, "num_heads": config.num_attention_heads, "num_layers": config.num_hidden_layers,
             "causal": True, "layer_scale": 0.01, "context": config.sliding_window, "conv_layout": True,
-            "max_period": config.rope_theta, "gating": "none", "norm": "layer_norm", "positional_embedding": "rope",
+            "max_period": _whole(config.rope_theta), "gating": "none", "norm": "layer_norm",
+            "positional_embedding": "rope",
             "dim_feedforward": config.intermediate_size, "input_dimension": dim, "output_dimensions": [dim],
         },
     }  # fmt: skip
