@@ -19,8 +19,8 @@ from .checkpoint import (
     check_dtype,
     check_language,
     check_mimi,
-    load_tokenizer,
     open_checkpoint,
+    read_tokenizer,
     sizes_of,
 )
 from .config import TEXT_PRESETS, MimiConfig, MoshiConfig, MoshiDepthConfig
@@ -139,7 +139,7 @@ def _helium(path: Path, config: MoshiConfig | None, dtype: mx.Dtype | None) -> M
     fill(model, layouts.kyutai_mlx_text(config), part.load(), dtype)
     tokenizers = sorted(path.parent.glob("*.model"))
     if len(tokenizers) == 1:
-        model.tokenizer = load_tokenizer(tokenizers[0], config)
+        model.tokenizer = read_tokenizer(tokenizers[0], config)
     model.eval()
     return model
 
