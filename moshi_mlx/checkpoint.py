@@ -75,9 +75,14 @@ def load(path_or_hub_id: str | Path, dtype: mx.Dtype | None = None) -> MoshiForC
     `dtype` is the type that the language model is run in (of the scales, where it is quantized); None keeps the
     stored one. The codec always runs in float32. Raises CheckpointError or ConfigError, naming file and tensor or key.
     """
-    if dtype is not None and not mx.issubdtype(dtype, mx.floating):
-        raise ConfigError(f"dtype: got {dtype}, expected a floating type such as mlx.core.bfloat16")
-    checkpoint = open_checkpoint(local_folder(path_or_hub_id))
+    model = build(open_checkpoint(local_folder(path_or_hub_id)), dtype)
+    mx.eval(model.parameters())
+    return model
+
+
+def build(checkpoint: Checkpoint, dtype: mx.Dtype | None = None) -> MoshiForConditionalGeneration:
+    """The model of a checkpoint; a parameter is read from its file only when it is evaluated. Raises ConfigError."""
+    check_dtype(dtype)
     for key in ("lora_name", "lora"):
         if checkpoint.lora.get(key):
             raise ConfigError(
@@ -92,9 +97,13 @@ def load(path_or_hub_id: str | Path, dtype: mx.Dtype | None = None) -> MoshiForC
     if checkpoint.tokenizer:
         model.tokenizer = read_tokenizer(checkpoint.tokenizer, checkpoint.config)
     model.sampling_defaults = checkpoint.sampling_defaults
-    mx.eval(model.parameters())
     model.eval()
     return model
+
+
+def check_dtype(dtype: mx.Dtype | None) -> None:
+    if dtype is not None and not mx.issubdtype(dtype, mx.floating):
+        raise ConfigError(f"dtype: got {dtype}, expected a floating type such as mlx.core.bfloat16")
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -116,8 +125,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         pieces = translation.kyutai_pytorch(config, _generation(tensors)) if layout == "kyutai" else ()
         language = Part(tensors, list(pieces), files)
         mimi = _kyutai_mimi(found.mimi, config.audio_encoder_config)
-    quantized = _check_language(language, config)
-    _check_mimi(mimi, config.audio_encoder_config)
+    quantized = check_language(language, config)
+    check_mimi(mimi, config.audio_encoder_config)
     if "quantization" in found.rest:
         quantization.check_block(found.rest["quantization"], quantized, str(path))
     return Checkpoint(
@@ -160,7 +169,7 @@ def _huggingface_parts(tensors: dict[str, Tensor], files: dict[str, Path], confi
     return language, mimi
 
 
-def _check_mimi(part: Part, config: MimiConfig) -> None:
+def check_mimi(part: Part, config: MimiConfig) -> None:
     """Every tensor of the codec is there, of its shape; what says something of its training alone may be absent."""
     shapes = mimi_shapes(config)
     optional = layouts.mimi_unused(config)
@@ -169,7 +178,7 @@ def _check_mimi(part: Part, config: MimiConfig) -> None:
     _check(part, {name: shape for name, shape in expected.items() if name not in absent})
 
 
-def _check_language(part: Part, config: MoshiConfig) -> dict[str, Quantization | None]:
+def check_language(part: Part, config: MoshiConfig) -> dict[str, Quantization | None]:
     """Every tensor is there, of its shape and a type that it may have; how each matrix is quantized, by its path."""
     shapes = language_shapes(config)
     if part.pieces:
@@ -224,7 +233,7 @@ def _config(found: Found, layout: str, tensors: Mapping[str, Tensor], folder: Pa
         return MoshiConfig.from_kyutai(found.lm_config, str(folder / CONFIG_NAME), found.mimi_config)
     if layout == "kyutai":  # by Kyutai's own rule, a PyTorch folder without config.json is Moshi 7B
         return PRESETS["moshi-7b"]
-    sizes = _sizes(tensors)
+    sizes = sizes_of(tensors)
     for preset in PRESETS.values():
         if _preset_sizes(preset) == sizes:
             return preset
@@ -235,7 +244,7 @@ def _config(found: Found, layout: str, tensors: Mapping[str, Tensor], folder: Pa
     )
 
 
-def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """What the tensors of the MLX layout tell, quantized or not: rows are never packed."""
 
     def rows(name: str) -> int:

@@ -143,6 +143,13 @@ class MimiConfig(_Heads):
         return cls(**kyutai_config.mimi_fields(values, where))
 
     @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> MimiConfig:
+        """The codec's config of a folder or hub id: its own, or that of a whole Moshi."""
+        from .pretrained import mimi_config_of
+
+        return mimi_config_of(path_or_hub_id)
+
+    @classmethod
     def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MimiConfig:
         """From a `config.json` of model_type "mimi"."""
         return cls(**huggingface_config.mimi_fields(values, where))
@@ -204,6 +211,13 @@ class MoshiDepthConfig(_Heads):
     def schedule(self) -> tuple[int, ...]:
         """The set of weights of each step."""
         return self.weights_per_step_schedule or tuple(range(self.num_codebooks))
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> MoshiDepthConfig:
+        """The depth decoder's config of a folder or hub id."""
+        from .pretrained import depth_config_of
+
+        return depth_config_of(path_or_hub_id)
 
     @classmethod
     def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MoshiDepthConfig:
@@ -300,6 +314,13 @@ class MoshiConfig(_Heads):
         return len(self.audio_delays) - self.num_codebooks
 
     @property
+    def table_rows(self) -> tuple[int, ...]:
+        """Rows of each stream's embeddings, text first; the last row of each is its initial token."""
+        if not self.audio_delays:
+            return (self.vocab_size,)
+        return (self.vocab_size + 1, *[self.audio_vocab_size + 1] * len(self.audio_delays))
+
+    @property
     def sampling_rate(self) -> int:
         """Samples a second of the codec's sound."""
         return self.audio_encoder_config.sampling_rate
@@ -313,6 +334,13 @@ class MoshiConfig(_Heads):
     def from_kyutai(cls, values: Mapping[str, Any], where: str, mimi: MimiConfig | None = None) -> MoshiConfig:
         """From the language model's part of Kyutai's `config.json`."""
         return cls(**kyutai_config.moshi_fields(values, where), audio_encoder_config=mimi or MimiConfig())
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> MoshiConfig:
+        """The config of a folder or hub id, in any layout."""
+        from .pretrained import config_of
+
+        return config_of(path_or_hub_id)
 
     @classmethod
     def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MoshiConfig:

@@ -166,7 +166,9 @@ def test_quantized_files_load_by_their_tensors(checkpoint, bits, group_size):
     save(folder / "model.safetensors", plain)
     reference = moshi_mlx.load(folder)
     tokens = mx.array(np.random.default_rng(0).integers(-1, 32, (1, 17, 12)))
-    logits = [np.array(m.decoder(tokens, m.decoder.model.init_state(1, positions=12))[1]) for m in (model, reference)]
+    logits = [
+        np.array(m.decoder.step(tokens, m.decoder.model.init_state(1, positions=12))[1]) for m in (model, reference)
+    ]
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-4 * np.abs(logits[1]).max())
     frames = [run_codes(m, LM["user"][:, :8]) for m in (model, reference)]
     for got, expected in zip(*frames, strict=True):

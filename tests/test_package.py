@@ -13,10 +13,11 @@ import moshi_mlx
 ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports only what stands before it.
 LAYERS = [
-    "errors", "chips", "keys", "huggingface_config", "kyutai_config", "config", "state", "safetensors", "hub",
-    "cache", "linear", "conv", "transformer", "quantizer", "mimi", "helium", "depth", "sampling", "moshi", "duplex",
-    "layouts", "translation", "quantization", "filling", "preflight", "session", "finding", "checkpoint", "writing",
-    "audio", "loop", "local",
+    "errors", "chips", "keys", "huggingface_config", "kyutai_config", "config", "state", "outputs", "inputs",
+    "initial", "losses", "safetensors", "hub", "cache", "sequence", "linear", "conv", "transformer", "quantizer",
+    "mimi", "helium", "sampling", "depth", "streams", "teacher_forcing", "moshi", "duplex", "layouts", "translation",
+    "quantization", "filling", "preflight", "text", "session", "prompt", "generation", "text_generation",
+    "finding", "checkpoint", "writing", "pretrained", "audio", "loop", "local",
 ]  # fmt: skip
 
 

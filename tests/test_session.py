@@ -121,7 +121,7 @@ def test_eight_bit_cache_in_a_session(checkpoint):
     # Fed the same tokens, the text that it would choose is the same; left alone it would soon say something else.
     tokens = mx.array(np.random.default_rng(0).integers(0, 32, (1, 17, 60)))
     states = [model.decoder.model.init_state(1, positions=60, kv_bits=bits) for bits in (None, 8)]
-    choices = [np.array(mx.argmax(model.decoder(tokens, s)[1], axis=-1)) for s in states]
+    choices = [np.array(mx.argmax(model.decoder.step(tokens, s)[1], axis=-1)) for s in states]
     assert (choices[0] == choices[1]).mean() > 0.9
     with pytest.raises(InputError, match="kv_bits: got 4"):
         model.session(kv_bits=4)
@@ -133,22 +133,6 @@ def test_text_is_printed_once_and_padding_never(model):
     pieces = [model.tokenizer.id_to_piece(int(t)).replace("\u2581", " ") for t in tokens if t not in (0, 1, 2, 3)]
     assert "".join(frame.text for frame in frames) == "".join(pieces)
     assert all(frame.text == "" for frame in frames[1:] if frame.text_token in (0, 3))
-
-
-def test_bytes_of_a_character_wait_for_the_rest(model):
-    class Tokenizer:
-        pieces = ("<unk>", "<0xC3>", "<0xA9>", "<pad>", "\u2581yes", "</s>")
-        id_to_piece = pieces.__getitem__
-
-        def is_byte(self, token):
-            return token in (1, 2)
-
-        def is_control(self, token):
-            return token == 5
-
-    session = model.session()
-    session._model = type("Model", (), {"tokenizer": Tokenizer(), "config": model.config})
-    assert [session._text_of(token) for token in (0, 1, 2, 3, 4, 5)] == ["", "", "\u00e9", "", " yes", ""]
 
 
 def test_nonfinite_samples_are_silence_and_counted(model):

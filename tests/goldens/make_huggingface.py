@@ -5,15 +5,19 @@
 Run make.py first: moshi_tiny_hf/ holds the very weights of moshi_tiny/ under Hugging Face's names.
 """
 
-import json
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import sphn
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import MoshiConfig, MoshiForConditionalGeneration
+from transformers.masking_utils import create_sliding_window_causal_mask
+from transformers.models.moshi import modeling_moshi
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "moshi_tiny_hf"
@@ -134,10 +138,128 @@ def make_checkpoint() -> None:
     assert all(saved[k].equal(v.to(saved[k].dtype)) for k, v in tensors.items())
 
 
+# --- runs of the reference ------------------------------------------------------------------------------------------
+
+
+def load(**changes: Any) -> MoshiForConditionalGeneration:
+    """The checkpoint in float32; "num_key_value_heads" 1 keeps the first head of keys and values alone."""
+    heads = changes.pop("num_key_value_heads", 2)
+    config = MoshiConfig.from_pretrained(FOLDER)
+    for key, value in changes.items():
+        setattr(config, key, value)
+    config.num_key_value_heads = heads
+    tensors = {k: v.float() for shard in FOLDER.glob("*.safetensors") for k, v in load_file(shard).items()}
+    for name in tensors if heads == 1 else ():
+        if name.startswith("decoder.") and ("k_proj" in name or "v_proj" in name):
+            tensors[name] = tensors[name][: config.head_dim].clone()
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        save_file(tensors, f"{folder}/model.safetensors")
+        return MoshiForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+
+
+@contextmanager
+def windowed_prompts() -> Iterator[None]:
+    """transformers masks a prompt causally, but without the window that it holds to in the steps after it."""
+    original = modeling_moshi.create_causal_mask
+    modeling_moshi.create_causal_mask = create_sliding_window_causal_mask
+    try:
+        yield
+    finally:
+        modeling_moshi.create_causal_mask = original
+
+
+def prompt(length: int, seed: int) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return {
+        "input_ids": torch.randint(0, 64, (2, length), generator=rng),
+        "user_audio_codes": torch.randint(0, 32, (2, 8, length), generator=rng),
+        "moshi_audio_codes": torch.randint(0, 32, (2, 8, length), generator=rng),
+    }
+
+
+def waveforms(length: int) -> dict[str, torch.Tensor]:
+    """Sound for both sides; the codec runs row by row, which transformers does otherwise than in a batch."""
+    sound = torch.from_numpy(sphn.read(HERE / "question.flac")[0][0])[: 4 * length * 1920].view(4, 1, length * 1920)
+    return {
+        "input_ids": prompt(length, 9)["input_ids"], "user_input_values": sound[:2], "moshi_input_values": sound[2:]
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def generated(model: MoshiForConditionalGeneration, new: int, **inputs: Any) -> dict[str, torch.Tensor]:
+    out = model.generate(**inputs, max_new_tokens=new, do_sample=False, return_audio_codes=True)
+    return {"sequences": out.sequences, "audio_codes": out.audio_codes, "audio": out.audio_sequences[..., ::16]}
+
+
+def generate_results() -> dict[str, torch.Tensor]:
+    model = load()
+    out = {}
+    cases = {
+        "plain": lambda: generated(model, 10, **prompt(6, 1)),
+        "bare": lambda: generated(model, 10, **prompt(6, 1), concat_unconditional_inputs=False),
+        "gqa": lambda: generated(load(num_key_value_heads=1), 10, **prompt(6, 1)),
+        "waveforms": lambda: generated(model, 6, **waveforms(6)),
+        "start": lambda: generated(model, 10, **model.get_unconditional_inputs(2)),
+        "window": lambda: generated(load(sliding_window=12), 30, **prompt(20, 3)),
+    }
+    for name, run in cases.items():
+        with windowed_prompts():
+            result = run()
+        print(name, {k: tuple(v.shape) for k, v in result.items()})
+        assert len(result["sequences"][:, -10:].unique()) > 5, "tokens repeat, take another seed"
+        out |= {f"{name}.{key}": value for key, value in result.items()}
+    for length, seed in ((6, 1), (20, 3)):
+        out |= {f"prompt{length}.{key}": value for key, value in prompt(length, seed).items()}
+    return out | {f"waveforms.{key}": value for key, value in waveforms(6).items() if key == "input_ids"}
+
+
+@torch.no_grad()
+def forward_results() -> dict[str, torch.Tensor]:
+    """Text through the decoder, given steps through the depth decoder, sound through the codec."""
+    model = load(num_key_value_heads=1, sliding_window=12)
+    given = prompt(20, 4)
+    ids, labels = given["input_ids"], given["input_ids"].clone()
+    labels[0, 5:9] = -100
+    flags = {"output_hidden_states": True, "output_attentions": True}
+    with windowed_prompts():
+        text = model.decoder(ids, labels=labels, **flags)
+        # without the window's mask in single steps, whose cache is cut to it
+        new = model.decoder.generate(ids[:, :8], max_new_tokens=12, do_sample=False)
+        both = model(**given, **flags)
+    rng = torch.Generator().manual_seed(6)
+    hidden = torch.randn(4, 1, 32, generator=rng)
+    steps = torch.cat([ids[:, :2].reshape(4, 1), given["user_audio_codes"][:, :7, :2].transpose(1, 2).reshape(4, 7)], 1)
+    targets = given["moshi_audio_codes"][:, :, :2].transpose(1, 2).reshape(4, 8).clone()
+    targets[1, 2], targets[2] = 32, -100
+    ones = torch.ones(4, 8, dtype=torch.long)
+    depth = model.depth_decoder(steps, hidden, ones, labels=targets, use_cache=False)
+    codes = model.depth_decoder.generate(steps[:, :1], last_hidden_state=hidden, max_length=9, min_length=9)
+    sound = torch.from_numpy(sphn.read(HERE / "question.flac")[0][0])[: 2 * 10 * 1920].view(2, 1, -1)
+    encoded = model.audio_encoder.encode(sound, num_quantizers=8).audio_codes
+    decoded = model.audio_encoder.decode(encoded).audio_values
+    return {
+        "ids": ids, "labels": labels, "user": given["user_audio_codes"], "moshi": given["moshi_audio_codes"],
+        "text.loss": text.loss, "text.logits": text.logits, "text.hidden": text.last_hidden_state,
+        "text.layer1": text.hidden_states[1], "text.attention1": text.attentions[1], "text.generated": new,
+        "both.logits": both.logits, "depth.hidden": hidden, "depth.ids": steps, "depth.labels": targets,
+        "depth.loss": depth.loss, "depth.logits": depth.logits, "depth.generated": codes, "mimi.codes": encoded,
+        "mimi.audio": decoded[..., ::16],
+    }  # fmt: skip
+
+
+def save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Tokens become int32."""
+    save_file({k: (v if v.is_floating_point() else v.int()).contiguous() for k, v in tensors.items()}, path)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     make_checkpoint()
-    print(json.dumps({p.name: p.stat().st_size for p in FOLDER.iterdir()}))
+    save(HERE / "huggingface.safetensors", generate_results())
+    save(HERE / "huggingface_forward.safetensors", forward_results())
 
 
 if __name__ == "__main__":
