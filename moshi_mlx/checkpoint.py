@@ -39,11 +39,14 @@ class Checkpoint(NamedTuple):
     sampling_defaults: dict[str, float]
 
 
-def load(path_or_hub_id: str | Path, dtype: mx.Dtype | None = None) -> MoshiForConditionalGeneration:
+def load(
+    path_or_hub_id: str | Path, dtype: mx.Dtype | None = None, adapter: str | Path | None = None
+) -> MoshiForConditionalGeneration:
     """A model, ready for `model.session()`, from a local folder or a hub id such as "kyutai/moshiko-mlx-q4".
 
     `dtype` is the type that the language model is run in (of the scales, where it is quantized); None keeps the
-    stored one. The codec always runs in float32. Raises CheckpointError or ConfigError, naming file and tensor or key.
+    stored one. The codec always runs in float32. `adapter` is put on the model: see `lora.load`.
+    Raises CheckpointError or ConfigError, naming file and tensor or key.
     """
     if dtype is not None and not mx.issubdtype(dtype, mx.floating):
         raise ConfigError(f"dtype: got {dtype}, expected a floating type such as mlx.core.bfloat16")
@@ -56,6 +59,10 @@ def load(path_or_hub_id: str | Path, dtype: mx.Dtype | None = None) -> MoshiForC
     _fill_mimi(model, checkpoint)
     model.tokenizer = _tokenizer(checkpoint.tokenizer, config)
     model.sampling_defaults = checkpoint.sampling_defaults
+    if adapter is not None:
+        from . import lora
+
+        lora.load(model, adapter)
     mx.eval(model.parameters())
     model.eval()
     return model
