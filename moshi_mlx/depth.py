@@ -44,6 +44,9 @@ class MoshiDepthDecoder(nn.Module):
         super().__init__()
         self.config = config
         sets = [DepthLayers(config) for _ in range(max(config.schedule) + 1)]
+        for layers in zip(*(one.layers for one in sets), strict=True):
+            for layer in layers[1:]:  # the norms of a layer are the same in every step
+                layer.norm1, layer.norm2 = layers[0].norm1, layers[0].norm2
         self.linear_in = Linear(config.input_size, len(sets) * config.hidden_size)
         rows = [config.vocab_size + 1] + [config.audio_vocab_size + 1] * (config.num_codebooks - 1)
         self.slices = [DepthSlice(n, sets[s], config) for n, s in zip(rows, config.schedule, strict=True)]
@@ -57,13 +60,13 @@ class MoshiDepthDecoder(nn.Module):
         for step, part in enumerate(self.slices):
             x = inputs[self.config.schedule[step]] + part.emb.lookup(token)
             for layer, cache in zip(part.transformer.layers, caches, strict=True):
-                x = _layer_step(layer, x, cache)
+                x = layer_step(layer, x, cache)
             token = sample(step, part.linear_out(x))
             codes.append(token)
         return mx.stack(codes, axis=1).astype(mx.int32)
 
 
-def _layer_step(layer: TransformerLayer, x: mx.array, cache: list[mx.array]) -> mx.array:
+def layer_step(layer: TransformerLayer, x: mx.array, cache: list[mx.array]) -> mx.array:
     """x [B, dim] through one layer; `cache` holds keys and values [B, Hkv, steps so far, D]."""
     attention = layer.self_attn
     queries, keys, _ = attention.heads
