@@ -124,7 +124,7 @@ def _depth(model: MoshiForConditionalGeneration, batch: int) -> Work:
     def step(hidden: mx.array, state: State) -> tuple[mx.array, State]:
         draws, keys = noise(state["keys"], counts)
         text = mx.zeros((batch,), mx.int32)
-        codes = model.depth_decoder(hidden, text, lambda i, logits: sample(logits, draws[i], SAMPLING.audio))
+        codes = model.depth_decoder.sample(hidden, text, lambda i, logits: sample(logits, draws[i], SAMPLING.audio))
         return codes, {"keys": keys}
 
     hidden = mx.random.normal((batch, config.hidden_size), key=mx.random.key(0))

@@ -130,11 +130,6 @@ def mimi_tensors(config: MimiConfig) -> Iterator[tuple[str, mx.array]]:
                 yield name, around + spread * mx.random.normal(shape)
 
 
-def _published(name: str) -> str:
-    """The name that published codecs have, which every reader knows: attention projections of the first generation."""
-    return name.replace("in_projs.0.weight", "in_proj_weight").replace("out_projs.0.weight", "out_proj.weight")
-
-
 def _codebook_tensors(row: Row, config: MimiConfig) -> Iterator[tuple[str, mx.array]]:
     for total, usage in zip(row.theirs[::2], row.theirs[1::2], strict=True):
         yield total, 0.5 * mx.random.normal((config.codebook_size, config.codebook_dim))
@@ -204,7 +199,7 @@ def write(folder: Path, size: str, bits: int | None, dtype: mx.Dtype, mimi_dtype
     (folder / "config.json").write_text(json.dumps({**language, **files}, indent=1) + "\n")
     (folder / "mimi_config.json").write_text(json.dumps(codec, indent=1) + "\n")
     (folder / TOKENIZER_NAME).write_bytes(tokenizer_bytes(config.vocab_size))
-    tensors = {_published(name): value.astype(mimi_dtype) for name, value in mimi_tensors(mimi_sizes)}
+    tensors = {name: value.astype(mimi_dtype) for name, value in mimi_tensors(mimi_sizes)}
     mx.save_safetensors(str(folder / MIMI_NAME), tensors)
     mx.save_safetensors(str(folder / "model.safetensors"), dict(language_tensors(config, bits, dtype)))
 

@@ -64,7 +64,7 @@ def weightless(config: MoshiConfig, bits: int | None, dtype: mx.Dtype = mx.bfloa
     """A model as the loader makes it, whose weights have shape and type and take no memory. Mimi is float32."""
     model = MoshiForConditionalGeneration(config)
     tensors = dict(language_tensors(config, bits, dtype))  # lazy, and never evaluated
-    fill(model, list(kyutai_mlx(config)), tensors, set(), Path("random weights"))
+    fill(model, list(kyutai_mlx(config)), tensors)
     model.update(weightless_tree(model.parameters()))
     return model
 

@@ -1,42 +1,72 @@
-"""Finding and reading checkpoints: a local folder or the hub, in any layout of `layouts`.
+"""Finding and reading checkpoints: a local folder or the hub, in any layout of `layouts` and `translation`.
 
-Loading is strict both ways: every parameter must be in the file, every tensor of the file must have a place. It is
-lazy too: tensors go from the file to where they are used, one by one, and never through Python's memory.
+Reading is strict both ways: every tensor that the sizes ask for must be in the files, every tensor of the files must
+have a place, and its shape must fit. It is lazy too: tensors go from the file to where they are used, one by one.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from . import layouts
+from . import layouts, quantization, translation
 from .config import PRESETS, MimiConfig, MoshiConfig
 from .errors import CheckpointError, ConfigError
-from .filling import fill
-from .hub import local_file, local_folder
-from .layouts import Row
+from .filling import fill, language_shapes, mimi_shapes
+from .finding import (
+    CONFIG_NAME,
+    LORA_KEYS,
+    Found,
+    find_huggingface,
+    find_kyutai,
+    read_json,
+    sampling_defaults,
+    stored_in,
+)
+from .hub import local_folder
 from .moshi import MoshiForConditionalGeneration
-from .safetensors import FLOATS, TensorInfo, load_lazily, read_header
+from .quantization import Quantization
+from .safetensors import FLOATS, Tensor, load_lazily, stored
+from .translation import Piece
 
-MODEL_NAMES = ("model.safetensors", "model.q8.safetensors", "model.q4.safetensors")
-MIMI_NAME = "tokenizer-e351c8d8-checkpoint125.safetensors"
-TOKENIZER_NAME = "tokenizer_spm_32k_3.model"
-CONFIG_NAME = "config.json"
+LAYOUTS = {"mlx": "Kyutai MLX", "kyutai": "Kyutai PyTorch", "huggingface": "Hugging Face"}
+
+
+class Part(NamedTuple):
+    """The language model's tensors, or the codec's: as they are stored, and how they become those of MLX."""
+
+    tensors: dict[str, Tensor]
+    pieces: list[Piece]
+    files: dict[str, Path]  # of every tensor
+
+    def read(self) -> dict[str, Tensor]:
+        """The tensors under their MLX names, each read when it is wanted."""
+        return translation.read_as_mlx(self.pieces, self.tensors) if self.pieces else dict(self.tensors)
+
+    def load(self) -> dict[str, mx.array]:
+        """The same as lazy MLX arrays."""
+        loaded: dict[str, mx.array] = {}
+        for file in dict.fromkeys(self.files.values()):
+            loaded |= {name: value for name, value in load_lazily(file).items() if name in self.tensors}
+        return translation.to_mlx(self.pieces, loaded) if self.pieces else loaded
 
 
 class Checkpoint(NamedTuple):
-    """What a folder holds: its files, and what its config.json says besides the sizes of the language model."""
+    """What a folder holds, checked: its sizes, its tensors, and what its config.json says besides."""
 
-    weights: Path
-    mimi: Path
-    tokenizer: Path
-    lm_config: dict[str, Any] | None
-    mimi_config: MimiConfig
+    folder: Path
+    layout: str  # a key of LAYOUTS
+    config: MoshiConfig
+    language: Part
+    mimi: Part
+    quantized: dict[str, Quantization | None]  # every matrix by its MLX path
+    tokenizer: Path | None
     sampling_defaults: dict[str, float]
+    lora: dict[str, Any]  # Kyutai's keys lora, lora_name, lora_rank, lora_scaling, where there are any
+    model_id: dict[str, Any]
 
 
 def load(
@@ -50,14 +80,19 @@ def load(
     """
     if dtype is not None and not mx.issubdtype(dtype, mx.floating):
         raise ConfigError(f"dtype: got {dtype}, expected a floating type such as mlx.core.bfloat16")
-    checkpoint = find(local_folder(path_or_hub_id))
-    header = read_header(checkpoint.weights)
-    config = _config(checkpoint, header)
-    model = MoshiForConditionalGeneration(config)
-    tensors, rows, unused = _language_tensors(checkpoint, header, config)
-    fill(model, rows, tensors, unused, checkpoint.weights, dtype)
-    _fill_mimi(model, checkpoint)
-    model.tokenizer = _tokenizer(checkpoint.tokenizer, config)
+    checkpoint = open_checkpoint(local_folder(path_or_hub_id))
+    if checkpoint.lora.get("lora") or checkpoint.lora.get("lora_name"):
+        raise ConfigError(
+            f"{checkpoint.folder / CONFIG_NAME}: key 'lora_name' is {checkpoint.lora.get('lora_name')!r}, which is not "
+            "supported; merge the LoRA into its base first: python -m moshi_mlx.convert"
+        )
+    model = MoshiForConditionalGeneration(checkpoint.config)
+    fill(model, list(layouts.kyutai_mlx(checkpoint.config)), checkpoint.language.load(), dtype)
+    # Published files are float32, and half the precision would be other codes: smaller files are widened once, here.
+    codec = list(layouts.mimi(checkpoint.config.audio_encoder_config))
+    fill(model.audio_encoder, codec, checkpoint.mimi.load(), mx.float32)
+    if checkpoint.tokenizer:
+        model.tokenizer = _tokenizer(checkpoint.tokenizer, checkpoint.config)
     model.sampling_defaults = checkpoint.sampling_defaults
     if adapter is not None:
         from . import lora
@@ -68,109 +103,155 @@ def load(
     return model
 
 
-def find(folder: Path) -> Checkpoint:
-    """The parts of the checkpoint in a folder. Raises CheckpointError or ConfigError where one is missing or odd."""
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder; of its tensors only names, types and shapes are looked at.
+
+    Raises CheckpointError or ConfigError where a part is missing, odd or contradicts another.
+    """
     path = folder / CONFIG_NAME
-    if not path.exists():
-        weights, mimi, tokenizer = (
-            _existing(folder, name) for name in (_only(folder, MODEL_NAMES), MIMI_NAME, TOKENIZER_NAME)
-        )
-        return Checkpoint(weights, mimi, tokenizer, None, MimiConfig(), {})
-    config = read_json(path)
-    _refuse_other_models(config, str(path))
-    weights = _existing(folder, config.pop("moshi_name", None) or _only(folder, MODEL_NAMES))
-    mimi = _existing(folder, config.pop("mimi_name", MIMI_NAME))
-    tokenizer = _existing(folder, config.pop("tokenizer_name", TOKENIZER_NAME))
-    defaults = _sampling_defaults(config.pop("lm_gen_config", None) or {}, f"{path}: lm_gen_config")
-    mimi_config, name = MimiConfig(), config.pop("mimi_config_name", None)
-    if name is not None:
-        file = _existing(folder, name)
-        mimi_config = MimiConfig.from_kyutai(read_json(file), str(file))
-    return Checkpoint(weights, mimi, tokenizer, config, mimi_config, defaults)
+    values = read_json(path) if path.exists() else None
+    hugging = values is not None and "depth_decoder_config" in values
+    found = find_huggingface(folder) if hugging else find_kyutai(folder, values)
+    tensors, files = stored_in(found.weights)
+    if hugging:
+        layout, config = "huggingface", MoshiConfig.from_huggingface(values or {}, str(path))
+        language, mimi = _huggingface_parts(tensors, files, config)
+    else:
+        layout = _layout(tensors, folder)
+        config = _config(found, layout, tensors, folder)
+        pieces = translation.kyutai_pytorch(config, _generation(tensors)) if layout == "kyutai" else ()
+        language = Part(tensors, list(pieces), files)
+        mimi = _kyutai_mimi(found.mimi, config.audio_encoder_config)
+    quantized = _check_language(language, config)
+    _check_mimi(mimi, config.audio_encoder_config)
+    if "quantization" in found.rest:
+        quantization.check_block(found.rest["quantization"], quantized, str(path))
+    return Checkpoint(
+        folder, layout, config, language, mimi, quantized, found.tokenizer,
+        sampling_defaults(found.rest.get("lm_gen_config") or {}, f"{path}: lm_gen_config"),
+        {key: found.rest[key] for key in LORA_KEYS if key in found.rest}, found.rest.get("model_id") or {},
+    )  # fmt: skip
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises ConfigError."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: got a JSON {type(values).__name__}, expected an object")
-    return values
+def _layout(tensors: Mapping[str, Tensor], where: Path) -> str:
+    marks = {"mlx": "audio_embs.0.weight", "kyutai": "emb.0.weight"}
+    for layout, mark in marks.items():
+        if mark in tensors:
+            return layout
+    raise CheckpointError(
+        f"{where}: tensors of an unknown layout (the first is {min(tensors, default='missing')!r}); expected Kyutai's "
+        "PyTorch layout (emb.0.weight, ...) or MLX layout (audio_embs.0.weight, ...), or Hugging Face's config.json"
+    )
 
 
-def _existing(folder: Path, name: str) -> Path:
-    path = local_file(folder, name)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; the checkpoint needs it")
-    return path
+def _generation(tensors: Iterable[str]) -> int:
+    """Of Kyutai's attention names: 2 where newer versions of `moshi` saved them."""
+    return 2 if any("in_projs." in name for name in tensors) else 1
 
 
-def _only(folder: Path, names: Iterable[str]) -> str:
-    found = [name for name in names if (folder / name).is_file()]
-    if len(found) != 1:
-        got = f"has {' and '.join(found)}" if found else "has none of them"
-        raise CheckpointError(f"{folder}: expected exactly one of {', '.join(names)}; it {got}")
-    return found[0]
+def _kyutai_mimi(path: Path | None, config: MimiConfig) -> Part:
+    assert path is not None
+    tensors = stored(path)
+    return Part(tensors, list(translation.mimi_kyutai(config, _generation(tensors))), dict.fromkeys(tensors, path))
 
 
-def _refuse_other_models(config: dict[str, Any], where: str) -> None:
-    """Take out Kyutai's keys that describe the checkpoint; what this package cannot honour is refused by name."""
-    model_type = config.pop("model_type", "moshi")
-    if model_type != "moshi":
-        raise ConfigError(f"{where}: key 'model_type' is {model_type!r}; only 'moshi' is supported")
-    for key in ("lora_name", "stt_config", "tts_config"):
-        value = config.pop(key, None)
-        if value:
-            hint = "; merge the LoRA into its base first" if key == "lora_name" else ""
-            raise ConfigError(f"{where}: key {key!r} is {value!r}, which is not supported{hint}")
-    config.pop("model_id", None)  # where the weights came from
+def _huggingface_parts(tensors: dict[str, Tensor], files: dict[str, Path], config: MoshiConfig) -> tuple[Part, Part]:
+    """The language model's tensors and the codec's, which lie in the same files."""
+    codec = {name for name in tensors if name.startswith(translation.HF_MIMI_PREFIX)}
+    tables = (translation.hugging_face(config), translation.mimi_hugging_face(config.audio_encoder_config))
+    language, mimi = (
+        Part({k: v for k, v in tensors.items() if k in names}, list(pieces), {k: files[k] for k in names})
+        for names, pieces in zip((tensors.keys() - codec, codec), tables, strict=True)
+    )
+    return language, mimi
 
 
-def _sampling_defaults(values: dict[str, Any], where: str) -> dict[str, float]:
-    names = {"temp": "temperature", "temp_text": "text_temperature", "top_k": "top_k", "top_k_text": "text_top_k"}
-    values = dict(values)
-    defaults = {ours: values.pop(theirs) for theirs, ours in names.items() if theirs in values}
-    if not values.pop("use_sampling", True):
-        defaults |= {"temperature": 0, "text_temperature": 0}
-    values = {k: v for k, v in values.items() if (k, v) != ("cfg_coef", 1.0)}
-    if values:
-        key = sorted(values)[0]
-        raise ConfigError(f"{where}: key {key!r} is {values[key]!r}, which is not supported")
-    return defaults
+def _check_mimi(part: Part, config: MimiConfig) -> None:
+    """Every tensor of the codec is there, of its shape; what says something of its training alone may be absent."""
+    shapes = mimi_shapes(config)
+    optional = layouts.mimi_unused(config)
+    absent = {name for piece in part.pieces if piece.mlx[0] in optional for name in piece.theirs} - set(part.tensors)
+    expected = translation.expected_shapes(part.pieces, shapes)
+    _check(part, {name: shape for name, shape in expected.items() if name not in absent})
 
 
-def _config(checkpoint: Checkpoint, header: dict[str, TensorInfo]) -> MoshiConfig:
-    if checkpoint.lm_config is not None:
-        where = str(checkpoint.weights.parent / CONFIG_NAME)
-        return MoshiConfig.from_kyutai(checkpoint.lm_config, where, checkpoint.mimi_config)
-    if "emb.0.weight" in header:  # by Kyutai's own rule, a PyTorch folder without config.json is Moshi 7B
+def _check_language(part: Part, config: MoshiConfig) -> dict[str, Quantization | None]:
+    """Every tensor is there, of its shape and a type that it may have; how each matrix is quantized, by its path."""
+    shapes = language_shapes(config)
+    if part.pieces:
+        _check(part, translation.expected_shapes(part.pieces, shapes))
+        return {name.removesuffix(".weight"): None for name, shape in shapes.items() if len(shape) == 2}
+    infos = {name: tensor.info for name, tensor in part.tensors.items()}
+    repeats = tuple(layouts.kyutai_mlx_repeats(config))
+    expected, quantized = {}, {}
+    for name, shape in shapes.items():
+        if name not in infos and repeats and name.startswith(repeats):
+            continue  # what it repeats is there
+        expected[name] = shape
+        if len(shape) == 2:
+            stem = name.removesuffix(".weight")
+            quantized[stem] = kind = quantization.of_tensors(infos, stem, shape, str(part.files.get(name)))
+            if kind:
+                expected |= {f"{stem}.{leaf}": infos[f"{stem}.{leaf}"].shape for leaf in kind.infos(shape, "")}
+    _check(part, expected)
+    _check_joined(part, config, quantized)
+    return quantized
+
+
+def _check_joined(part: Part, config: MoshiConfig, quantized: dict[str, Quantization | None]) -> None:
+    """Tables that one step reads together, and the depth decoder's inputs, are one array here: they must be alike."""
+    for row in layouts.kyutai_mlx(config):
+        first, *others = (name.removesuffix(".weight") for name in row.theirs)
+        for other in others:
+            if quantized.get(other) != quantized.get(first):
+                kinds = " and ".join(f"{path!r} is {quantized.get(path) or 'not quantized'}" for path in (first, other))
+                raise CheckpointError(f"{part.files[other + '.weight']}: {kinds}; expected both alike")
+
+
+def _check(part: Part, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """The tensors are exactly the expected ones. Raises CheckpointError that names the first which is not."""
+    anywhere = next(iter(part.files.values()), Path("."))
+    for name in expected:
+        if name not in part.tensors:
+            where = anywhere if len(set(part.files.values())) == 1 else anywhere.parent
+            raise CheckpointError(f"{where}: tensor {name!r} is missing")
+    for name, tensor in part.tensors.items():
+        what, info = f"{part.files[name]}: tensor {name!r}", tensor.info
+        if name not in expected:
+            raise CheckpointError(f"{what} has no place in a model of these sizes")
+        packed = name.removesuffix("weight").removesuffix("scales") + "scales" in part.tensors
+        if info.dtype not in FLOATS and not (packed and info.dtype in ("U32", "U8")):
+            raise CheckpointError(f"{what} has the type {info.dtype}, expected a float")
+        if info.shape != expected[name]:
+            raise CheckpointError(
+                f"{what} has the shape {list(info.shape)}, but the config wants {list(expected[name])}"
+            )
+
+
+def _config(found: Found, layout: str, tensors: Mapping[str, Tensor], folder: Path) -> MoshiConfig:
+    if found.lm_config is not None:
+        return MoshiConfig.from_kyutai(found.lm_config, str(folder / CONFIG_NAME), found.mimi_config)
+    if layout == "kyutai":  # by Kyutai's own rule, a PyTorch folder without config.json is Moshi 7B
         return PRESETS["moshi-7b"]
-    return _preset(header, checkpoint.weights)
-
-
-def _preset(header: dict[str, TensorInfo], path: Path) -> MoshiConfig:
-    """The preset whose sizes are those of the tensors (MLX layout)."""
-    sizes = _sizes(header)
+    sizes = _sizes(tensors)
     for preset in PRESETS.values():
         if _preset_sizes(preset) == sizes:
             return preset
     listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
     raise ConfigError(
-        f"{path}: no known model has these sizes ({listed}), so its heads, delays and context cannot be told; "
-        f"put a {CONFIG_NAME} beside it"
+        f"{folder}: no known model has these sizes ({listed}), so its heads, delays and context cannot be told; "
+        f"put a {CONFIG_NAME} there"
     )
 
 
-def _sizes(header: dict[str, TensorInfo]) -> dict[str, int]:
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """What the tensors of the MLX layout tell, quantized or not: rows are never packed."""
 
     def rows(name: str) -> int:
-        return header[name].shape[0] if name in header else 0
+        return tensors[name].info.shape[0] if name in tensors else 0
 
     def count(prefix: str) -> int:
-        heads = (name[len(prefix) :].split(".")[0] for name in header if name.startswith(prefix))
+        heads = (name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix))
         return 1 + max((int(head) for head in heads if head.isdigit()), default=-1)
 
     depth = "depformer.slices.0.transformer.layers."
@@ -193,38 +274,6 @@ def _preset_sizes(config: MoshiConfig) -> dict[str, int]:
     names = ("hidden_size", "num_hidden_layers", "vocab_size", "audio_vocab_size", "ffn_dim", "num_codebooks")
     sizes = {name: getattr(config, name) for name in names} | {"audio_streams": len(config.audio_delays)}
     return sizes | {f"depth_{n}": getattr(depth, n) for n in ("hidden_size", "num_hidden_layers", "ffn_dim")}
-
-
-def _language_tensors(
-    checkpoint: Checkpoint, header: dict[str, TensorInfo], config: MoshiConfig
-) -> tuple[dict[str, mx.array], list[Row], set[str]]:
-    """The tensors of the language model, the rows that place them, and the names that have no place by right."""
-    for name, info in header.items():
-        quantized = name.endswith((".weight", ".scales")) and info.dtype in ("U32", "U8")
-        if info.dtype not in FLOATS and not quantized:
-            raise CheckpointError(f"{checkpoint.weights}: tensor {name!r} has the type {info.dtype}, expected a float")
-    tensors = load_lazily(checkpoint.weights)
-    if "audio_embs.0.weight" in tensors:
-        repeats = tuple(layouts.kyutai_mlx_repeats(config))
-        unused = {name for name in tensors if repeats and name.startswith(repeats)}
-        return tensors, list(layouts.kyutai_mlx(config)), unused
-    if "emb.0.weight" in tensors:
-        return layouts.split_fused_projections(tensors, config), list(layouts.kyutai_pytorch(config)), set()
-    raise CheckpointError(
-        f"{checkpoint.weights}: tensors of an unknown layout (the first is {min(tensors, default='missing')!r}); "
-        "expected Kyutai's PyTorch layout (emb.0.weight, ...) or MLX layout (audio_embs.0.weight, ...)"
-    )
-
-
-def _fill_mimi(model: MoshiForConditionalGeneration, checkpoint: Checkpoint) -> None:
-    config = model.config.audio_encoder_config
-    for name, info in read_header(checkpoint.mimi).items():
-        if info.dtype not in FLOATS:
-            raise CheckpointError(f"{checkpoint.mimi}: tensor {name!r} has the type {info.dtype}, expected a float")
-    tensors = layouts.split_fused_projections(load_lazily(checkpoint.mimi), model.config)
-    unused = layouts.mimi_unused(config)
-    # Published files are float32, and half the precision would be other codes: smaller files are widened once, here.
-    fill(model.audio_encoder, list(layouts.mimi(config)), tensors, unused, checkpoint.mimi, mx.float32)
 
 
 def _tokenizer(path: Path, config: MoshiConfig) -> Any:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from .config import MoshiConfig
 from .moshi import MoshiForConditionalGeneration
 from .sampling import Sampling, noise, sample
 from .state import State, flatten, unflatten, where
@@ -47,7 +48,7 @@ def init_state(
     `capacity`: cache slots to begin with (default: the whole context); `kv_bits` 8 keeps the cache in 8 bits.
     """
     config, batch = model.config, len(seeds)
-    own, user = _delays(model)
+    own, user = delays_of(model.config)
     return {
         "offset": mx.zeros((batch,), mx.int32),
         "keys": mx.stack([mx.random.key(seed) for seed in seeds]),
@@ -80,31 +81,30 @@ def step_codes(
     model: MoshiForConditionalGeneration, codes: mx.array, state: State, sampling: DuplexSampling
 ) -> tuple[Reply, State]:
     """One frame from the user's codes: codes int [B, user_codebooks], -1 for no input."""
-    ready = state["offset"] >= max(_delays(model)[0])
+    ready = state["offset"] >= max(delays_of(model.config)[0])
     text, column, state = language_step(model, codes, state, sampling)
     decoder = state["decoder"]
-    if max(_delays(model)[0]) > 1:  # with less, the first step after priming has a column already
+    if max(delays_of(model.config)[0]) > 1:  # with less, the first step after priming has a column already
         fresh = model.audio_encoder.init_decoder_state(len(ready))
-        decoder = where(state["offset"] - 1 <= max(_delays(model)[0]), fresh, decoder)
+        decoder = where(state["offset"] - 1 <= max(delays_of(model.config)[0]), fresh, decoder)
     sound, decoder = model.audio_encoder.decode_step(column[:, :, None], decoder)
     return Reply(text, column, sound, ready), {**state, "decoder": decoder}
 
 
-def _delays(model: MoshiForConditionalGeneration) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def delays_of(config: MoshiConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The delays of Moshi's own codebooks, and of the user's."""
-    count, delays = model.config.num_codebooks, model.config.audio_delays
-    return delays[:count], delays[count:]
+    return config.audio_delays[: config.num_codebooks], config.audio_delays[config.num_codebooks :]
 
 
 def language_step(
     model: MoshiForConditionalGeneration, user_codes: mx.array, state: State, sampling: DuplexSampling
 ) -> tuple[mx.array, mx.array, State]:
     """One position of the language model: -> text token [B], newest complete column [B, num_codebooks], state."""
-    own_delays, user_delays = _delays(model)
+    own_delays, user_delays = delays_of(model.config)
     user = mx.concatenate([state["user"][:, :, 1:], user_codes[:, :, None]], axis=-1)
     tokens = _input_tokens(model, state["text"], state["own"][:, :, -1], _delayed(user, user_delays), state["offset"])
-    hidden, logits, temporal = model.decoder(tokens[:, :, None], state["temporal"])
-    text, codes, keys = _sample_frame(model, hidden[:, 0], logits[:, 0], state["keys"], sampling)
+    hidden, logits, temporal = model.decoder.step(tokens[:, :, None], state["temporal"])
+    text, codes, keys = sample_frame(model, hidden[:, 0], logits[:, 0], state["keys"], sampling)
     own = mx.concatenate([state["own"][:, :, 1:], codes[:, :, None]], axis=-1)
     column = _delayed(own, [max(own_delays) - delay for delay in own_delays])
     state = {
@@ -130,7 +130,7 @@ def _input_tokens(
     return mx.where(offset[:, None] <= mx.array((0, *config.audio_delays)), initial, tokens)
 
 
-def _sample_frame(
+def sample_frame(
     model: MoshiForConditionalGeneration, hidden: mx.array, logits: mx.array, keys: mx.array, sampling: DuplexSampling
 ) -> tuple[mx.array, mx.array, mx.array]:
     """The text token [B], then the depth decoder's codes [B, num_codebooks], and the next frame's keys."""
@@ -139,7 +139,7 @@ def _sample_frame(
     counts += [sampling.audio.candidates(config.audio_vocab_size)] * config.num_codebooks
     (text_noise, *code_noise), keys = noise(keys, counts)
     text = sample(logits, text_noise, sampling.text)
-    codes = model.depth_decoder(hidden, text, lambda i, logits: sample(logits, code_noise[i], sampling.audio))
+    codes = model.depth_decoder.sample(hidden, text, lambda i, logits: sample(logits, code_noise[i], sampling.audio))
     return text.astype(mx.int32), codes, keys
 
 

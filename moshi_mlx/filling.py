@@ -1,49 +1,89 @@
-"""Putting a file's tensors into a model's parameters, strictly: each has a place, and each place its tensor."""
+"""Between a model's parameters and the tensors of Kyutai's MLX and codec files: putting them in, taking them out."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .errors import CheckpointError
+from . import layouts, quantization
+from .config import MimiConfig, MoshiConfig
 from .layouts import Row, join, linear
 from .linear import Embedding, QuantizedEmbedding
+from .mimi import MimiModel
+from .moshi import MoshiForConditionalGeneration
+from .quantization import PARTS, Quantization
+from .safetensors import info_of
 
-QUANTIZED = ("weight", "scales", "biases")
 
+def fill(model: nn.Module, rows: list[Row], tensors: dict[str, mx.array], dtype: Any = None) -> None:
+    """Give the parameters that `rows` name their tensors, cast to `dtype` if given.
 
-def fill(
-    model: nn.Module, rows: list[Row], tensors: dict[str, mx.array], unused: set[str], path: Path, dtype: Any = None
-) -> None:
-    """Give the parameters that `rows` name their tensors, cast to `dtype` if given, and account for every tensor.
-
-    Layers that are quantized in the file become quantized layers. `unused` are names without a place by right.
-    Raises CheckpointError, naming the tensor, where one is missing, left over or of a shape that does not fit.
+    Layers whose tensors are quantized become quantized layers. Names and shapes have been checked by then.
     """
-    used = set(unused)
     for row in rows:
         stems = [name.removesuffix(".weight") for name in row.theirs]
-        suffixes = [s for s in QUANTIZED if f"{stems[0]}.{s}" in tensors] if f"{stems[0]}.scales" in tensors else []
-        names = [[f"{stem}.{s}" for stem in stems] for s in suffixes] or [list(row.theirs)]
-        missing = sorted({name for group in names for name in group} - set(tensors))
-        if missing:
-            raise CheckpointError(f"{path}: tensor {missing[0]!r} is missing")
-        used.update(name for group in names for name in group)
-        groups = [[tensors[name] for name in group] for group in names]
+        suffixes = [s for s in PARTS if f"{stems[0]}.{s}" in tensors] if f"{stems[0]}.scales" in tensors else []
         module, leaf = module_at(model, row.ours)
         if suffixes:
-            module = _quantized(model, row, module, dict(zip(suffixes, groups, strict=True)), path)
-        for place, parts in zip(suffixes or [leaf], groups, strict=True):
-            value = _built(row, parts, bool(suffixes), path)
-            _check_shape(value, module[place], row, bool(suffixes), path)
+            module = _quantized(model, row, module, tensors, stems[0])
+        for place in suffixes or [leaf]:
+            names = [f"{stem}.{place}" for stem in stems] if suffixes else row.theirs
+            parts = [tensors[name] for name in names]
+            value = join(parts) if suffixes else row.build(parts)
+            assert value.shape == module[place].shape, (row.ours, value.shape)
             floating = mx.issubdtype(value.dtype, mx.floating)
             module[place] = value.astype(dtype) if dtype is not None and floating else value
-    left = sorted(set(tensors) - used)
-    if left:
-        raise CheckpointError(f"{path}: tensor {left[0]!r} has no place in a model of these sizes")
+
+
+def tensors_of(model: nn.Module, rows: list[Row]) -> dict[str, mx.array]:
+    """The tensors that `fill` would make these parameters of: its inverse, lazy. Quantized layers stay quantized."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.theirs, []).append(row)
+    tensors: dict[str, mx.array] = {}
+    for theirs, group in groups.items():
+        row = group[0]
+        module, _ = module_at(model, row.ours)
+        if isinstance(module, (nn.QuantizedLinear, QuantizedEmbedding)):
+            for part in (part for part in PARTS if part in module):
+                names = [name.removesuffix("weight") + part for name in theirs]
+                tensors |= dict(zip(names, row.split(module[part]), strict=True))
+            continue
+        values = [place[name] for place, name in (module_at(model, one.ours) for one in group)]
+        joined = values[0].T if row.build is linear else values[0]
+        parts = row.unbuild(values) if row.unbuild else row.split(joined)
+        tensors |= dict(zip(theirs, parts, strict=True))
+    return tensors
+
+
+def language_tensors_of(model: MoshiForConditionalGeneration) -> dict[str, mx.array]:
+    """The tensors of the language model under the names of Kyutai's MLX files, shared weights repeated as there."""
+    tensors = tensors_of(model, list(layouts.kyutai_mlx(model.config)))
+    for prefix, of in layouts.kyutai_mlx_repeats(model.config).items():
+        tensors |= {prefix + name[len(of) :]: value for name, value in tensors.items() if name.startswith(of)}
+    return tensors
+
+
+def mimi_tensors_of(model: MimiModel) -> dict[str, mx.array]:
+    """The tensors of the codec under the names of Kyutai's codec files."""
+    tensors = tensors_of(model, list(layouts.mimi(model.config)))
+    return tensors | {name: mx.ones((1,)) for name in sorted(layouts.mimi_unused(model.config))}
+
+
+def language_shapes(config: MoshiConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of `language_tensors_of` for these sizes; nothing is computed."""
+    return _shapes(language_tensors_of(MoshiForConditionalGeneration(config)))
+
+
+def mimi_shapes(config: MimiConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of `mimi_tensors_of` for these sizes; nothing is computed."""
+    return _shapes(mimi_tensors_of(MimiModel(config)))
+
+
+def _shapes(tensors: dict[str, mx.array]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def module_at(model: nn.Module, path: str) -> tuple[Any, Any]:
@@ -55,44 +95,19 @@ def module_at(model: nn.Module, path: str) -> tuple[Any, Any]:
     return module, int(leaf) if isinstance(module, list) else leaf
 
 
-def _built(row: Row, parts: list[mx.array], quantized: bool, path: Path) -> mx.array:
-    """The parameter of a row, whose parts must fit together."""
-    if row.build in (join, linear):
-        whole = sum(len(part) for part in parts)
-        for n, (name, part) in enumerate(zip(row.theirs, parts, strict=True)):
-            expected = (row.rows[n] if row.rows else whole // len(parts), *parts[0].shape[1:])
-            if len(parts) > 1 and part.shape != expected:
-                got = f"has the shape {list(part.shape)}, expected {list(expected)}"
-                raise CheckpointError(f"{path}: tensor {name!r} {got}")
-    try:
-        return join(parts) if quantized else row.build(parts)
-    except ValueError as error:
-        shapes = ", ".join(str(list(part.shape)) for part in parts[:4])
-        raise CheckpointError(f"{path}: tensor {row.theirs[0]!r} has a shape that does not fit: {shapes}") from error
-
-
-def _check_shape(value: mx.array, place: mx.array, row: Row, quantized: bool, path: Path) -> None:
-    if value.shape == place.shape:
-        return
-    turned = -1 if row.build is linear and not quantized else 1  # told in the file's own order of axes
-    got, wanted = list(value.shape)[::turned], list(place.shape)[::turned]
-    names = repr(row.theirs[0]) if len(row.theirs) == 1 else f"{row.theirs[0]!r} to {row.theirs[-1]!r}"
-    kind = "quantized shape" if quantized else "shape"
-    raise CheckpointError(f"{path}: tensor {names} gives the {kind} {got}, but the config wants {wanted}")
-
-
-def _quantized(model: nn.Module, row: Row, module: Any, parts: dict[str, list[mx.array]], path: Path) -> nn.Module:
+def _quantized(model: nn.Module, row: Row, module: Any, tensors: dict[str, mx.array], stem: str) -> nn.Module:
     """The quantized layer in the place of `module`; bits and group size are read off the tensors."""
     if "scales" in module:
         return module  # a step that shares it came first
     table = isinstance(module, Embedding)
     rows, width = module.weight.shape if table else module.weight.shape[::-1]
-    scales, affine = parts["scales"][0], "biases" in parts
-    bits, group_size, mode = _quantization(
-        parts["weight"][0], scales, width, affine, f"{path}: tensor {row.theirs[0]!r}"
-    )
+    infos = {f"{stem}.{part}": info_of(tensors[f"{stem}.{part}"]) for part in PARTS if f"{stem}.{part}" in tensors}
+    kind = quantization.of_tensors(infos, stem, (infos[f"{stem}.weight"].shape[0], width), row.ours)
+    assert isinstance(kind, Quantization)
+    bits, group_size, mode = kind
     packed = mx.zeros((rows, width * bits // 32), mx.uint32)
-    groups = mx.zeros((rows, width // group_size), scales.dtype)
+    groups = mx.zeros((rows, width // group_size), tensors[f"{stem}.scales"].dtype)
+    affine = mode == "affine"
     new: nn.Module
     if table:
         new = QuantizedEmbedding(packed, groups, groups if affine else None, bits, group_size, mode)
@@ -106,17 +121,3 @@ def _quantized(model: nn.Module, row: Row, module: Any, parts: dict[str, list[mx
     parent, name = module_at(model, row.ours.rsplit(".", 1)[0])
     parent[name] = new
     return new
-
-
-def _quantization(weight: mx.array, scales: mx.array, width: int, affine: bool, name: str) -> tuple[int, int, str]:
-    """(bits, group size, mode) of a layer of `width` inputs."""
-    bits, group_size = weight.shape[-1] * 32 / width, width / scales.shape[-1]
-    modes = {(4, 32): "mxfp4", (8, 32): "mxfp8", (4, 16): "nvfp4"}
-    if affine and bits in (2, 3, 4, 5, 6, 8) and group_size in (32, 64, 128):
-        return int(bits), int(group_size), "affine"
-    if not affine and (bits, group_size) in modes:
-        return int(bits), int(group_size), modes[int(bits), int(group_size)]
-    raise CheckpointError(
-        f"{name}: quantized shapes {list(weight.shape)} and {list(scales.shape)} give {bits:g} bits in groups of "
-        f"{group_size:g} for {width} inputs, which no quantization has; config and tensors contradict"
-    )

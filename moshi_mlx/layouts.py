@@ -1,14 +1,15 @@
-"""The layouts of published checkpoints, as tables: (our parameter, their tensors, how they become ours).
+"""Our parameters and the tensors of Kyutai's MLX and codec files, as tables: (ours, theirs, how one becomes the other).
 
 Names are derived from the config, so that a table is as long as its model is deep. A row joins its tensors along
 axis 0 unless it says otherwise; the same row serves a quantized layer, whose weight, scales and biases all have the
-output rows of the layer as axis 0.
+output rows of the layer as axis 0. All other layouts are `translation`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -20,15 +21,27 @@ from .linear import resting
 from .mimi import ResidualBlock, SEANetStack, seanet_decoder, seanet_encoder
 
 Build = Callable[[list[mx.array]], mx.array]
+Unbuild = Callable[[list[mx.array]], list[mx.array]]
 
 
 class Row(NamedTuple):
-    """One parameter of ours. `rows`: how many each of several joined tensors has, where not all the same."""
+    """One parameter of ours. `rows`: how many each of several joined tensors has, where not all the same.
+
+    `unbuild` makes the tensors of all the parameters that were built from them; joined ones are only split.
+    """
 
     ours: str
     theirs: tuple[str, ...]
     build: Build
     rows: tuple[int, ...] | None = None
+    unbuild: Unbuild | None = None
+
+    def split(self, joined: mx.array) -> list[mx.array]:
+        """The tensors of a parameter that `join` built."""
+        if len(self.theirs) == 1:
+            return [joined]
+        ends = list(accumulate(self.rows)) if self.rows else None
+        return list(mx.split(joined, ends[:-1] if ends else len(self.theirs)))
 
 
 def join(parts: list[mx.array]) -> mx.array:
@@ -41,53 +54,11 @@ def linear(parts: list[mx.array]) -> mx.array:
     return resting(join(parts))
 
 
-def flat(parts: list[mx.array]) -> mx.array:
-    """A norm's [1, 1, D] (or [D]) as [D]."""
-    return parts[0].reshape(-1)
-
-
-def _table_rows(config: MoshiConfig) -> tuple[int, ...]:
-    return (config.vocab_size + 1, *[config.audio_vocab_size + 1] * len(config.audio_delays))
-
-
-def kyutai_pytorch(config: MoshiConfig) -> Iterator[Row]:
-    """Kyutai's PyTorch names, of the later generation (`split_fused_projections` makes them of the earlier)."""
-    streams = range(len(config.audio_delays))
-    tables = ("text_emb.weight", *(f"emb.{i}.weight" for i in streams))
-    yield Row("decoder.model.embed_tokens.weight", tables, join, _table_rows(config))
-    yield Row("decoder.lm_head.weight", ("text_linear.weight",), linear)
-    yield Row("decoder.model.norm.weight", ("out_norm.alpha",), flat)
-    for n in range(config.num_hidden_layers):
-        ours, theirs = f"decoder.model.transformer.layers.{n}", f"transformer.layers.{n}"
-        yield from _pytorch_layer(ours, theirs, 0, "gating")
-    depth = config.depth_decoder_config
-    sets = range(max(depth.schedule) + 1)
-    yield Row("depth_decoder.linear_in.weight", tuple(f"depformer_in.{s}.weight" for s in sets), linear)
-    for step, s in enumerate(depth.schedule):
-        ours = f"depth_decoder.slices.{step}"
-        table = f"depformer_emb.{step - 1}" if step else "depformer_text_emb"
-        yield Row(f"{ours}.emb.weight", (f"{table}.weight",), join)
-        if depth.low_rank_embeddings:
-            yield Row(f"{ours}.emb.low_rank.weight", (f"{table}.low_rank.weight",), linear)
-        yield Row(f"{ours}.linear_out.weight", (f"linears.{step}.weight",), linear)
-        for n in range(depth.num_hidden_layers):
-            yield from _pytorch_layer(f"{ours}.transformer.layers.{n}", f"depformer.layers.{n}", s, f"gating.{s}")
-
-
-def _pytorch_layer(ours: str, theirs: str, weight_set: int, gating: str) -> Iterator[Row]:
-    for norm in ("norm1", "norm2"):
-        yield Row(f"{ours}.{norm}.weight", (f"{theirs}.{norm}.alpha",), flat)
-    for proj in ("in_proj", "out_proj"):
-        yield Row(f"{ours}.self_attn.{proj}.weight", (f"{theirs}.self_attn.{proj}s.{weight_set}.weight",), linear)
-    for layer in ("linear_in", "linear_out"):
-        yield Row(f"{ours}.gating.{layer}.weight", (f"{theirs}.{gating}.{layer}.weight",), linear)
-
-
 def kyutai_mlx(config: MoshiConfig) -> Iterator[Row]:
     """The names of Kyutai's MLX files, which the earlier port and the Swift app read."""
     streams = range(len(config.audio_delays))
     tables = ("text_emb.weight", *(f"audio_embs.{i}.weight" for i in streams))
-    yield Row("decoder.model.embed_tokens.weight", tables, join, _table_rows(config))
+    yield Row("decoder.model.embed_tokens.weight", tables, join, config.table_rows)
     yield Row("decoder.lm_head.weight", ("text_linear.weight",), linear)
     yield Row("decoder.model.norm.weight", ("out_norm.weight",), join)
     for n in range(config.num_hidden_layers):
@@ -108,11 +79,13 @@ def kyutai_mlx(config: MoshiConfig) -> Iterator[Row]:
             yield from _mlx_layer(f"{ours}.transformer.layers.{n}", f"{shared}.transformer.layers.{n}")
 
 
-def kyutai_mlx_repeats(config: MoshiConfig) -> list[str]:
-    """Prefixes of the tensors that the MLX layout repeats where steps of the depth decoder share weights."""
+def kyutai_mlx_repeats(config: MoshiConfig) -> dict[str, str]:
+    """Prefixes of the tensors that the MLX layout repeats where steps of the depth decoder share weights: of what."""
     schedule = config.depth_decoder_config.schedule
-    repeats = [step for step, s in enumerate(schedule) if schedule.index(s) != step]
-    return [f"depformer.slices.{step}.{part}." for step in repeats for part in ("linear_in", "transformer")]
+    repeats = [(step, schedule.index(s)) for step, s in enumerate(schedule) if schedule.index(s) != step]
+    slices = "depformer.slices"
+    parts = ("linear_in", "transformer")
+    return {f"{slices}.{step}.{part}.": f"{slices}.{of}.{part}." for step, of in repeats for part in parts}
 
 
 def _mlx_layer(ours: str, theirs: str) -> Iterator[Row]:
@@ -122,30 +95,15 @@ def _mlx_layer(ours: str, theirs: str) -> Iterator[Row]:
         yield Row(f"{ours}.{layer}.weight", (f"{theirs}.{layer}.weight",), linear)
 
 
-def split_fused_projections(tensors: dict[str, mx.array], config: MoshiConfig) -> dict[str, mx.array]:
-    """Kyutai's PyTorch tensors with the attention names of the later generation.
-
-    Published files have one tensor for all steps of the depth decoder, the steps concatenated along axis 0.
-    """
-    sets = max(config.depth_decoder_config.schedule) + 1
-    renamed: dict[str, mx.array] = {}
-    for name, tensor in tensors.items():
-        path, _, leaf = name.partition(".self_attn.")
-        stem = {"in_proj_weight": "in_proj", "in_proj.weight": "in_proj", "out_proj.weight": "out_proj"}.get(leaf)
-        if stem is None:
-            renamed[name] = tensor
-            continue
-        fused = path.startswith("depformer.") and len(tensor) % sets == 0  # if not, the shape is told when it is placed
-        parts = mx.split(tensor, sets) if fused else [tensor]
-        renamed |= {f"{path}.self_attn.{stem}s.{i}.weight": part for i, part in enumerate(parts)}
-    return renamed
-
-
-# Mimi: Kyutai's PyTorch names; convolutions are [out, in, k] there, transposed ones [in, out, k].
+# Mimi: the names of Kyutai's codec files; convolutions are [out, in, k] there, transposed ones [in, out, k].
 
 
 def _tap(k: int, parts: list[mx.array]) -> mx.array:
     return mx.contiguous(parts[0][:, :, k].T)  # [in, out]
+
+
+def _untap(taps: list[mx.array]) -> list[mx.array]:
+    return [mx.stack([tap.T for tap in taps], axis=2)]
 
 
 def _block(n: int, parts: list[mx.array]) -> mx.array:
@@ -154,12 +112,25 @@ def _block(n: int, parts: list[mx.array]) -> mx.array:
     return mx.contiguous(half.transpose(2, 1, 0)).reshape(-1, out)  # [stride * in, out]
 
 
+def _unblock(stride: int, blocks: list[mx.array]) -> list[mx.array]:
+    halves = [block.reshape(stride, -1, block.shape[-1]).transpose(2, 1, 0) for block in blocks]
+    return [mx.concatenate(halves, axis=2)]
+
+
 def _transposed(parts: list[mx.array]) -> mx.array:
     return mx.contiguous(parts[0].transpose(0, 2, 1)).reshape(parts[0].shape[0], -1)  # [in, k * out]
 
 
+def _untransposed(kernel: int, values: list[mx.array]) -> list[mx.array]:
+    return [values[0].reshape(len(values[0]), kernel, -1).transpose(0, 2, 1)]
+
+
 def _half(n: int, parts: list[mx.array]) -> mx.array:
     return mx.contiguous(mx.split(parts[0].squeeze(1), 2, axis=1)[n].T)  # [stride, C]
+
+
+def _unhalve(halves: list[mx.array]) -> list[mx.array]:
+    return [mx.concatenate([half.T for half in halves], axis=1)[:, None]]
 
 
 def _side_by_side(parts: list[mx.array]) -> mx.array:
@@ -170,6 +141,10 @@ def _stacked(parts: list[mx.array]) -> mx.array:
     return resting(mx.concatenate(parts).squeeze(-1))
 
 
+def _apart(axis: int, values: list[mx.array]) -> list[mx.array]:
+    return [part[..., None] for part in mx.split(values[0].T, 2, axis=axis)]
+
+
 def mimi(config: MimiConfig) -> Iterator[Row]:
     """Mimi's own names, alone or under a prefix that the caller strips."""
     yield from _seanet("encoder", seanet_encoder(config))
@@ -177,16 +152,18 @@ def mimi(config: MimiConfig) -> Iterator[Row]:
     for half in ("encoder_transformer", "decoder_transformer"):
         for n in range(config.num_hidden_layers):
             yield from _mimi_layer(f"{half}.layers.{n}", f"{half}.transformer.layers.{n}")
+    unblock = partial(_unblock, config.positions_per_frame)
     for n in range(2):
-        yield Row(f"downsample.blocks.{n}", ("downsample.conv.conv.conv.weight",), partial(_block, n))
-        yield Row(f"upsample.halves.{n}", ("upsample.convtr.convtr.convtr.weight",), partial(_half, n))
+        yield Row(f"downsample.blocks.{n}", ("downsample.conv.conv.conv.weight",), partial(_block, n), None, unblock)
+        yield Row(f"upsample.halves.{n}", ("upsample.convtr.convtr.convtr.weight",), partial(_half, n), None, _unhalve)
     halves = ("quantizer.rvq_first", "quantizer.rvq_rest")
-    yield Row("quantizer.input_proj.weight", tuple(f"{h}.input_proj.weight" for h in halves), _stacked)
-    yield Row("quantizer.output_proj.weight", tuple(f"{h}.output_proj.weight" for h in halves), _side_by_side)
+    for proj, build, axis in (("input_proj", _stacked, 0), ("output_proj", _side_by_side, 1)):
+        theirs = tuple(f"{half}.{proj}.weight" for half in halves)
+        yield Row(f"quantizer.{proj}.weight", theirs, build, None, partial(_apart, axis))
     books = tuple(_codebooks(config))
     sources = tuple(f"{b}.{leaf}" for b in books for leaf in ("embedding_sum", "cluster_usage"))
-    yield Row("quantizer.embedding", sources, _embedding)
-    yield Row("quantizer.half_norms", sources, lambda parts: 0.5 * mx.square(_embedding(parts)).sum(axis=-1))
+    yield Row("quantizer.embedding", sources, _embedding, None, _unembedding)
+    yield Row("quantizer.half_norms", sources, _half_norms, None, _unembedding)
 
 
 def _codebooks(config: MimiConfig) -> Iterator[str]:
@@ -200,18 +177,33 @@ def mimi_unused(config: MimiConfig) -> set[str]:
     return {f"{book}._initialized" for book in _codebooks(config)}
 
 
+def mimi_names(config: MimiConfig) -> list[str]:
+    """All tensors of a Mimi file, in the order in which they are written."""
+    return [*dict.fromkeys(name for row in mimi(config) for name in row.theirs), *sorted(mimi_unused(config))]
+
+
 def _embedding(parts: list[mx.array]) -> mx.array:
     """Codebooks [K, entries, dim] from the running sums and counts of their training, alternating."""
     books = [total / mx.maximum(usage, 1e-5)[:, None] for total, usage in zip(parts[::2], parts[1::2], strict=True)]
     return mx.stack(books)
 
 
+def _half_norms(parts: list[mx.array]) -> mx.array:
+    return 0.5 * mx.square(_embedding(parts)).sum(axis=-1)
+
+
+def _unembedding(values: list[mx.array]) -> list[mx.array]:
+    """Sums and counts that give the codebooks again: each entry counted once."""
+    books = mx.split(values[0], len(values[0]))
+    return [part for book in books for part in (book.squeeze(0), mx.ones(book.shape[1:2], book.dtype))]
+
+
 def _mimi_layer(ours: str, theirs: str) -> Iterator[Row]:
     for norm in ("norm1", "norm2"):
         for leaf in ("weight", "bias"):
             yield Row(f"{ours}.{norm}.{leaf}", (f"{theirs}.{norm}.{leaf}",), join)
-    for proj in ("in_proj", "out_proj"):
-        yield Row(f"{ours}.self_attn.{proj}.weight", (f"{theirs}.self_attn.{proj}s.0.weight",), linear)
+    for proj, name in (("in_proj", "in_proj_weight"), ("out_proj", "out_proj.weight")):
+        yield Row(f"{ours}.self_attn.{proj}.weight", (f"{theirs}.self_attn.{name}",), linear)
     for layer in ("linear1", "linear2"):
         yield Row(f"{ours}.mlp.{layer}.weight", (f"{theirs}.{layer}.weight",), linear)
     for scale in ("layer_scale_1", "layer_scale_2"):
@@ -235,10 +227,12 @@ def _seanet(half: str, stack: SEANetStack) -> Iterator[Row]:
 
 
 def _conv_rows(ours: str, theirs: str, layer: nn.Module) -> Iterator[Row]:
+    weight = (f"{theirs}.weight",)
     if isinstance(layer, CausalConv):
-        yield from (Row(f"{ours}.taps.{k}", (f"{theirs}.weight",), partial(_tap, k)) for k in range(len(layer.taps)))
+        yield from (Row(f"{ours}.taps.{k}", weight, partial(_tap, k), None, _untap) for k in range(len(layer.taps)))
     elif isinstance(layer, StridedConv):
-        yield from (Row(f"{ours}.blocks.{n}", (f"{theirs}.weight",), partial(_block, n)) for n in range(2))
+        unblock = partial(_unblock, layer.stride)
+        yield from (Row(f"{ours}.blocks.{n}", weight, partial(_block, n), None, unblock) for n in range(2))
     else:
-        yield Row(f"{ours}.weight", (f"{theirs}.weight",), _transposed)
+        yield Row(f"{ours}.weight", weight, _transposed, None, partial(_untransposed, 2 * layer.stride))
     yield Row(f"{ours}.bias", (f"{theirs}.bias",), join)

@@ -8,19 +8,21 @@ of the product stands beside the tensors: `scale` of adapter_config.json, or `lo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .checkpoint import read_json
+from . import translation
 from .config import MoshiConfig
 from .errors import CheckpointError, ConfigError
 from .filling import module_at
+from .finding import read_json
 from .hub import local_folder
-from .layouts import Row, join, kyutai_pytorch, linear, resting
-from .linear import Embedding, Linear, QuantizedEmbedding
+from .layouts import Row, join, kyutai_mlx, linear
+from .linear import Embedding, Linear, QuantizedEmbedding, resting
 from .moshi import MoshiForConditionalGeneration
 from .safetensors import FLOATS, load_lazily, read_header
 
@@ -68,16 +70,25 @@ class LoRALinear(nn.Module):
         return self.base
 
 
-def layers(config: MoshiConfig) -> dict[str, tuple[str, ...]]:
-    """Every linear layer of the language model: our path -> its names in Kyutai's PyTorch layout, one for each part.
+def parameters(config: MoshiConfig) -> Iterator[Row]:
+    """Every parameter of the language model with its names in Kyutai's PyTorch layout; what steps share comes once."""
+    pieces = translation.kyutai_pytorch(config, generation=2)
+    published = {mlx: piece.theirs[0] for piece in pieces for mlx in piece.mlx}
+    seen: set[str] = set()
+    for row in kyutai_mlx(config):
+        names = tuple(published[name] for name in row.theirs)
+        if names[0] not in seen:
+            seen.update(names)
+            yield row._replace(theirs=names)
 
-    A layer that steps of the depth decoder share is listed once.
-    """
-    names: dict[tuple[str, ...], str] = {}
-    for row in kyutai_pytorch(config):
-        if row.build is linear:
-            names.setdefault(tuple(n.removesuffix(".weight") for n in row.theirs), row.ours.removesuffix(".weight"))
-    return {ours: theirs for theirs, ours in names.items()}
+
+def layers(config: MoshiConfig) -> dict[str, tuple[str, ...]]:
+    """Every linear layer of the language model: our path -> its names in Kyutai's PyTorch layout, one for each part."""
+    return {
+        row.ours.removesuffix(".weight"): tuple(name.removesuffix(".weight") for name in row.theirs)
+        for row in parameters(config)
+        if row.build is linear
+    }
 
 
 def shape_of(layer: nn.Module) -> tuple[int, int]:
@@ -179,7 +190,7 @@ def load(model: MoshiForConditionalGeneration, path_or_hub_id: str | Path) -> No
     """
     adapter = read(path_or_hub_id, model.config)
     left = dict(adapter.tensors)
-    tables = [(row, _table(model, row, left, adapter.path)) for row in kyutai_pytorch(model.config)]
+    tables = [(row, _table(model, row, left, adapter.path)) for row in parameters(model.config)]
     for path, update in updates(model, adapter._replace(tensors=left)).items():
         merged = attach(model, path, *update, adapter.scale).merged()
         parent, name = module_at(model, path)

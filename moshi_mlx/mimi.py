@@ -8,14 +8,19 @@ whole sound; `MimiStream` takes chunks of any length.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from . import inputs
 from .config import MimiConfig
 from .conv import CausalConv, DepthwiseUpsample, StridedConv, TransposedConv, elu
 from .errors import InputError
+from .initial import Freezable, initialize
+from .outputs import MimiOutput
 from .quantizer import SplitResidualVectorQuantizer
 from .state import State
 from .transformer import LayerConfig, Transformer
@@ -97,14 +102,39 @@ def _transformer(config: MimiConfig) -> Transformer:
         hidden=config.intermediate_size,
         norm_eps=config.norm_eps,
         gated=False,
+        head_dim=config.head_width,
     )
     return Transformer(layer, config.num_hidden_layers, config.sliding_window, config.rope_theta)
 
 
-class MimiModel(nn.Module):
-    """The codec. Sound is float [B, T] in [-1, 1] at `config.sampling_rate`; codes are int32 [B, codebooks, frames]."""
+def _mono(input_values: Any) -> mx.array:
+    """Sound [B, T] from [B, T] or [B, 1, T]."""
+    sound = mx.array(input_values)
+    flat = sound.squeeze(1) if sound.ndim == 3 and sound.shape[1] == 1 else sound
+    if flat.ndim != 2 or flat.shape[1] == 0:
+        raise InputError(f"input_values: got shape {list(sound.shape)}, expected [B, T] or [B, 1, T] with T > 0")
+    return flat
 
-    def __init__(self, config: MimiConfig) -> None:
+
+def row_lengths(padding_mask: Any, shape: tuple[int, ...]) -> mx.array:
+    """int32 [B]: how much of each row is no padding, which lies behind it. padding_mask [B, T] or [B, 1, T]."""
+    mask = np.asarray(padding_mask).astype(bool)
+    mask = mask[:, 0] if mask.ndim == 3 and mask.shape[1] == 1 else mask
+    if mask.shape != tuple(shape):
+        raise InputError(f"padding_mask: got shape {list(mask.shape)}, expected {list(shape)}")
+    lengths = mask.sum(axis=1)
+    if (mask != (np.arange(shape[1]) < lengths[:, None])).any():
+        raise InputError("padding_mask: got padding before or inside a row, expected it behind the row's end alone")
+    return mx.array(lengths.astype(np.int32))
+
+
+class MimiModel(Freezable):
+    """The codec. Sound is float [B, T] in [-1, 1] at `config.sampling_rate`; codes are int32 [B, codebooks, frames].
+
+    Weights are random (`initializer_range`, `seed`) until some are loaded.
+    """
+
+    def __init__(self, config: MimiConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
         self.encoder = seanet_encoder(config)
@@ -114,6 +144,8 @@ class MimiModel(nn.Module):
         self.upsample = DepthwiseUpsample(config.hidden_size, config.positions_per_frame)
         self.decoder_transformer = _transformer(config)
         self.decoder = seanet_decoder(config)
+        initialize(self, config.initializer_range, seed)
+        self.refresh()
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -156,31 +188,60 @@ class MimiModel(nn.Module):
         x, seanet = self.decoder(x, state["seanet"])
         return x.squeeze(-1), {"seanet": seanet, "transformer": transformer, "resample": resample}
 
-    def encode(self, input_values: mx.array, num_quantizers: int | None = None) -> mx.array:
-        """input_values [B, T] or [B, 1, T] -> codes int32 [B, num_quantizers, frames]; T is padded to whole frames.
+    def encode(self, input_values: Any, padding_mask: Any = None, num_quantizers: int | None = None) -> MimiOutput:
+        """input_values float [B, T] or [B, 1, T] -> audio_codes int32 [B, num_quantizers, frames].
 
-        Raises InputError where the shape or the number of codebooks does not fit.
+        T is padded to whole frames with silence. `padding_mask` of the same shape, or [B, T], is 0 behind the end of a
+        row: that row's codes are those of the row alone, then -1 (transformers 5.23 encodes what is there). Raises
+        InputError where the shape, the mask or the number of codebooks does not fit.
         """
         count = self._check_codebooks(self.config.num_quantizers if num_quantizers is None else num_quantizers)
-        if input_values.ndim == 3 and input_values.shape[1] == 1:
-            input_values = input_values[:, 0]
-        if input_values.ndim != 2 or input_values.shape[1] == 0:
-            raise InputError(f"input_values: got shape {input_values.shape}, expected [B, T] or [B, 1, T] with T > 0")
+        sound = _mono(input_values)
         size = self.config.frame_size
-        sound = mx.pad(input_values, [(0, 0), (0, -input_values.shape[1] % size)])
+        lengths = None if padding_mask is None else row_lengths(padding_mask, sound.shape)
+        if lengths is not None:
+            sound = mx.where(mx.arange(sound.shape[1]) < lengths[:, None], sound, 0)
+        sound = mx.pad(sound, [(0, 0), (0, -sound.shape[1] % size)])
         state = self.init_encoder_state(len(sound), FRAMES_PER_CALL)
-        return _in_calls(lambda x, s: self.encode_step(x, s, count), sound, state, FRAMES_PER_CALL * size)
+        codes = _in_calls(lambda x, s: self.encode_step(x, s, count), sound, state, FRAMES_PER_CALL * size)
+        if lengths is not None:
+            codes = mx.where(mx.arange(codes.shape[2]) * size < lengths[:, None, None], codes, -1)
+        return MimiOutput(audio_codes=codes)
 
-    def decode(self, audio_codes: mx.array) -> mx.array:
-        """audio_codes int [B, codebooks, frames] -> sound [B, frames * frame_size].
+    def decode(self, audio_codes: Any, padding_mask: Any = None) -> MimiOutput:
+        """audio_codes int [B, codebooks, frames] -> audio_values float [B, 1, frames * frame_size].
 
-        Raises InputError where the shape or the number of codebooks does not fit.
+        Frames of -1 are silent, and so is what `padding_mask` [B, T] or [B, 1, T] marks with 0 behind the end of a row;
+        the sound is cut to its T samples. Raises InputError where the shape, the mask or the codes do not fit.
         """
-        if audio_codes.ndim != 3 or audio_codes.shape[2] == 0:
-            raise InputError(f"audio_codes: got shape {audio_codes.shape}, expected [B, codebooks, frames]")
-        self._check_codebooks(audio_codes.shape[1])
-        state = self.init_decoder_state(len(audio_codes), FRAMES_PER_CALL)
-        return _in_calls(self.decode_step, audio_codes, state, FRAMES_PER_CALL)
+        codes = inputs.tokens("audio_codes", audio_codes, (None, None, None), -1, self.config.codebook_size - 1)
+        self._check_codebooks(codes.shape[1])
+        state = self.init_decoder_state(len(codes), FRAMES_PER_CALL)
+        sound = _in_calls(self.decode_step, mx.maximum(codes, 0), state, FRAMES_PER_CALL)
+        heard = mx.repeat(codes.min(axis=1) >= 0, self.config.frame_size, axis=1)
+        if padding_mask is not None:
+            mask = mx.array(padding_mask)
+            shape = (len(codes), min(mask.shape[-1], sound.shape[1]))
+            lengths = row_lengths(mask, (len(codes), mask.shape[-1]))
+            sound, heard = sound[:, : shape[1]], heard[:, : shape[1]] & (mx.arange(shape[1]) < lengths[:, None])
+        return MimiOutput(audio_values=mx.where(heard, sound, 0)[:, None])
+
+    def __call__(self, input_values: Any, padding_mask: Any = None, num_quantizers: int | None = None) -> MimiOutput:
+        """There and back: audio_codes as `encode` gives them, audio_values as long as input_values."""
+        codes = self.encode(input_values, padding_mask, num_quantizers).audio_codes
+        sound = self.decode(codes, padding_mask).audio_values
+        return MimiOutput(audio_codes=codes, audio_values=sound[:, :, : _mono(input_values).shape[1]])
+
+    def refresh(self) -> None:
+        """Derive what is derived from the codebooks anew: call it when they have been changed."""
+        self.quantizer.half_norms = 0.5 * mx.square(self.quantizer.embedding).sum(axis=-1)
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> MimiModel:
+        """The codec of a folder or hub id: of a whole Moshi in any layout, or alone in Hugging Face's."""
+        from .pretrained import mimi
+
+        return mimi(path_or_hub_id)
 
     def _check_codebooks(self, count: int) -> int:
         most, least = self.config.num_quantizers, self.config.num_semantic_quantizers

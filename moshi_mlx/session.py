@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -14,6 +13,7 @@ from .errors import InputError
 from .moshi import MoshiForConditionalGeneration
 from .sampling import Sampling
 from .state import State
+from .text import TextDecoder
 from .transformer import grow
 
 # Attention reads its whole ring, so a young conversation keeps a small one; each of these is compiled when reached.
@@ -79,7 +79,7 @@ class Session:
         first_token, self._state = duplex.prime(self._model, state, self._sampling)
         mx.eval(first_token, self._state)
         self._positions = 1
-        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+        self._text_of = TextDecoder(self._model.tokenizer, self._model.config.silent_text_tokens)
         # Priming samples a text token before there is a frame to hand it out with: it goes with the first.
         self._pending_text = self._text_of(int(np.array(first_token)[0]))
 
@@ -144,16 +144,6 @@ class Session:
         token = int(text_token)
         text, self._pending_text = self._pending_text + self._text_of(token), ""
         return Frame(sound, text, token, codes) if ready else Frame(None, text, token, None)
-
-    def _text_of(self, token: int) -> str:
-        """What a text token prints: nothing for padding; bytes of a character wait for the rest of it."""
-        tokenizer = self._model.tokenizer
-        if tokenizer is None or token in self._model.config.silent_text_tokens or tokenizer.is_control(token):
-            return ""
-        piece = tokenizer.id_to_piece(token)
-        if tokenizer.is_byte(token):
-            return self._bytes.decode(bytes([int(piece[3:-1], 16)]))
-        return piece.replace("\u2581", " ")
 
 
 def bound_memory() -> None:

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import cache as caches
+from . import sequence
 from .config import MoshiConfig, MoshiDepthConfig
 from .errors import InputError
 from .linear import Linear, add_product
@@ -25,10 +26,7 @@ class LayerConfig:
     hidden: int
     norm_eps: float
     gated: bool
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.num_heads
+    head_dim: int
 
     @classmethod
     def gated_of(cls, config: MoshiConfig | MoshiDepthConfig) -> LayerConfig:
@@ -40,6 +38,7 @@ class LayerConfig:
             hidden=config.ffn_dim // 2,
             norm_eps=config.rms_norm_eps,
             gated=True,
+            head_dim=config.head_width,
         )
 
 
@@ -71,6 +70,21 @@ class Attention(nn.Module):
         y = caches.attend(q, cache, seen.mask, self.scale)
         y = y if x.shape[1] == 1 else y.transpose(0, 2, 1, 3)
         return y.reshape(*x.shape[:2], -1), cache
+
+    def over_sequence(
+        self, x: mx.array, ring: State, span: sequence.Span, rope_theta: float, weights: list[mx.array] | None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """The same over a whole sequence (see `sequence`): what attention saw, and the new keys and values."""
+        queries, keys, _ = self.heads
+        turning, v = mx.split(self.project(x), [queries + keys], axis=1)
+        if span.rotary is None:
+            offset = 0 if span.past is None else span.offset
+            turned = mx.fast.rope(turning, v.shape[-1], traditional=True, base=rope_theta, scale=1.0, offset=offset)
+        else:
+            turned = sequence.rotate(turning, span.rotary, rope_theta)
+        q, k = mx.split(turned, [queries], axis=1)
+        y = sequence.attend(q, k, v, ring, span, self.scale, weights)
+        return y.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1), k, v
 
 
 class GatedMLP(nn.Module):
@@ -175,6 +189,39 @@ class Transformer(nn.Module):
             x, cache = layer(x, cache, seen, self.rope_theta)
             layers.append(cache)
         return x, {"offset": state["offset"] + length, "layers": layers}
+
+    def over_sequence(
+        self,
+        x: mx.array,
+        past: State = None,
+        *,
+        lengths: mx.array | None = None,
+        rotary: mx.array | None = None,
+        room: int = 0,
+        attentions: list[mx.array] | None = None,
+        hidden_states: list[mx.array] | None = None,
+    ) -> tuple[mx.array, State]:
+        """A whole sequence, any length, differentiable: x [B, T, dim] -> [B, T, dim] and the state after it.
+
+        The state comes from `past` or nothing; it costs nothing where it is not used. Its rings have place for `room`
+        positions more. `lengths` int [B]: how many of the T positions of each row are no padding, which lies behind
+        them; `rotary` int [B, T]: positions that do not count on. The last two, where given, get the attention
+        weights and the output of every layer appended.
+        """
+        batch, length, _ = x.shape
+        offset = mx.zeros((batch,), mx.int32) if past is None else past["offset"]
+        lengths = mx.full((batch,), length, mx.int32) if lengths is None else lengths
+        before = 0 if past is None else caches.capacity_of(past["layers"][0])
+        capacity = max(before, min(self.context, before + length + room))
+        span = sequence.span(length, offset, rotary, before, self.context)
+        layers = []
+        for layer, ring in zip(self.layers, past["layers"] if past else [None] * len(self.layers), strict=True):
+            attended, k, v = layer.self_attn.over_sequence(layer.norm1(x), ring, span, self.rope_theta, attentions)
+            x = layer.finish(x, attended)
+            layers.append(sequence.ring_after(ring, k, v, offset, lengths, capacity))
+            if hidden_states is not None:
+                hidden_states.append(x)
+        return x, {"offset": offset + lengths, "layers": layers}
 
 
 def grow(state: State, capacity: int) -> State:

@@ -12,8 +12,7 @@ import pytest
 from conftest import GOLDENS, check_tokens, delays, edit_json, golden, run_codes
 
 import moshi_mlx
-from moshi_mlx import CheckpointError, ConfigError, MoshiError
-from moshi_mlx import checkpoint as checkpoints
+from moshi_mlx import CheckpointError, ConfigError, MoshiError, finding
 from moshi_mlx import config as configs
 from moshi_mlx.filling import module_at
 from moshi_mlx.layouts import kyutai_mlx, linear
@@ -167,7 +166,9 @@ def test_quantized_files_load_by_their_tensors(checkpoint, bits, group_size):
     save(folder / "model.safetensors", plain)
     reference = moshi_mlx.load(folder)
     tokens = mx.array(np.random.default_rng(0).integers(-1, 32, (1, 17, 12)))
-    logits = [np.array(m.decoder(tokens, m.decoder.model.init_state(1, positions=12))[1]) for m in (model, reference)]
+    logits = [
+        np.array(m.decoder.step(tokens, m.decoder.model.init_state(1, positions=12))[1]) for m in (model, reference)
+    ]
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-4 * np.abs(logits[1]).max())
     frames = [run_codes(m, LM["user"][:, :8]) for m in (model, reference)]
     for got, expected in zip(*frames, strict=True):
@@ -180,8 +181,8 @@ def test_sizes_without_config_come_from_tensors_and_a_preset(checkpoint, monkeyp
     expected = run_codes(moshi_mlx.load(folder), LM["user"][:, :5])
     names = {
         "model.q4": "model",
-        checkpoints.MIMI_NAME: "mimi.safetensors",
-        checkpoints.TOKENIZER_NAME: "tokenizer.model",
+        finding.MIMI_NAME: "mimi.safetensors",
+        finding.TOKENIZER_NAME: "tokenizer.model",
     }
     (folder / "model.safetensors").rename(folder / "model.q4.safetensors")
     for ours in list(names)[1:]:
@@ -190,7 +191,7 @@ def test_sizes_without_config_come_from_tensors_and_a_preset(checkpoint, monkeyp
     with pytest.raises(ConfigError, match=r"no known model has these sizes \(hidden_size 64, num_hidden_layers 2"):
         moshi_mlx.load(folder)
     monkeypatch.setitem(configs.PRESETS, "tiny", wide_config())
-    monkeypatch.setattr(checkpoints, "MimiConfig", lambda: wide_config().audio_encoder_config)
+    monkeypatch.setattr(finding, "MimiConfig", lambda: wide_config().audio_encoder_config)
     for got, frame in zip(run_codes(moshi_mlx.load(folder), LM["user"][:, :5]), expected, strict=True):
         np.testing.assert_array_equal(got.audio_codes, frame.audio_codes)
 
@@ -236,7 +237,7 @@ BAD = {
     ),
     "wrong shape": (
         lambda f: rewrite(f, lambda v: v.update({"text_linear.weight": v["text_linear.weight"][:60]})),
-        "tensor 'text_linear.weight' gives the shape [60, 32], but the config wants [64, 32]",
+        "tensor 'text_linear.weight' has the shape [60, 32], but the config wants [64, 32]",
     ),
     "wrong width": (
         lambda f: rewrite(f, lambda v: v.update({EMB: v[EMB][:, :30]})),

@@ -1,17 +1,20 @@
 """Foreign configurations: every key is honoured or refused by name."""
 
+import dataclasses
 import json
 
 import pytest
 from conftest import GOLDENS
 
 from moshi_mlx import ConfigError, MimiConfig, MoshiConfig, MoshiDepthConfig
+from moshi_mlx.huggingface_config import inexpressible
 
 LM = {
     key: value
     for key, value in json.loads((GOLDENS / "moshi_tiny" / "config.json").read_text()).items()
     if not key.endswith("_name") and key not in ("model_type", "lm_gen_config")
 }
+HF = json.loads((GOLDENS / "moshi_tiny_hf" / "config.json").read_text())
 MIMI = json.loads((GOLDENS / "moshi_tiny" / "mimi_config.json").read_text())
 SMALL_MIMI = MimiConfig(codebook_size=32)
 
@@ -113,3 +116,121 @@ def test_mimi_keys():
 def test_configs_that_contradict_themselves(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def huggingface(**changes):
+    return MoshiConfig.from_huggingface({**HF, **changes}, "config.json")
+
+
+def test_huggingface_and_kyutai_files_of_one_model_give_one_config():
+    ours = MoshiConfig.from_kyutai(LM, "config.json", MimiConfig.from_kyutai(MIMI, "mimi.json"))
+    theirs = huggingface()
+    filled = {"num_key_value_heads": 2, "head_dim": 16}
+    assert dataclasses.replace(ours.audio_encoder_config, **filled) == theirs.audio_encoder_config
+    depth = dataclasses.replace(ours.depth_decoder_config, head_dim=8)
+    assert dataclasses.replace(theirs.depth_decoder_config, max_position_embeddings=9) == depth
+    same = {"audio_encoder_config": theirs.audio_encoder_config, "depth_decoder_config": theirs.depth_decoder_config}
+    assert dataclasses.replace(ours, head_dim=16, **same) == theirs
+
+
+def test_keys_of_earlier_transformers():
+    old = {k: v for k, v in HF.items() if k != "rope_parameters"} | {"rope_theta": 500.0, "torch_dtype": "bfloat16"}
+    assert MoshiConfig.from_huggingface(old, "c").rope_theta == 500
+    mimi = {**HF["audio_encoder_config"], "frame_rate": 25.0, "upsampling_ratios": [8, 6, 5, 2]}
+    assert MimiConfig.from_huggingface(mimi, "c").frame_rate == 25
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        huggingface(),
+        huggingface(head_dim=4, initializer_range=0.5, use_cache=False, sliding_window=7, audio_delays=[0] * 16),
+        huggingface(
+            depth_decoder_config={
+                **HF["depth_decoder_config"], "weights_per_step_schedule": [0, 1] * 4, "low_rank_embeddings": 3
+            }
+        ),
+    ],
+)  # fmt: skip
+def test_to_dict_and_back(config):
+    assert MoshiConfig.from_huggingface(json.loads(json.dumps(config.to_dict())), "c") == config
+    mimi = config.audio_encoder_config
+    assert MimiConfig.from_huggingface(mimi.to_dict(), "c") == mimi
+    depth = config.depth_decoder_config
+    assert MoshiDepthConfig.from_huggingface(depth.to_dict(), "c") == depth
+
+
+def test_to_dict_writes_numbers_that_were_left_open():
+    config = MoshiConfig()
+    wrote = config.to_dict()
+    for values, heads in [(wrote, 32), (wrote["depth_decoder_config"], 16), (wrote["audio_encoder_config"], 8)]:
+        assert values["num_key_value_heads"] == heads
+        assert values["head_dim"] * heads == values["hidden_size"]
+
+
+def test_what_to_dict_writes_is_what_transformers_writes():
+    """Every key of theirs that is not about torch or classifiers, with their value."""
+    ours = huggingface().to_dict()
+    torch = {"bos_token_id", "dtype", "eos_token_id", "pad_token_id", "transformers_version"}
+    for theirs, mine, missing in [
+        (HF, ours, set()),
+        (HF["depth_decoder_config"], ours["depth_decoder_config"], set()),
+        (HF["audio_encoder_config"], ours["audio_encoder_config"],
+         {"_frame_rate", "layer_scale_initial_scale", "max_position_embeddings", "tie_word_embeddings", "use_cache",
+          "use_streaming"}),
+    ]:  # fmt: skip
+        assert set(theirs) - set(mine) - torch == missing
+        nested = ("depth_decoder_config", "audio_encoder_config")
+        assert {k: v for k, v in mine.items() if k in theirs and k not in nested} == {
+            k: v for k, v in theirs.items() if k in mine and k not in nested
+        }
+
+
+def test_what_transformers_could_not_honour_is_told():
+    assert inexpressible(huggingface()) == []
+    assert inexpressible(huggingface(audio_delays=[0] * 16)) == ["audio_delays"]
+    low_rank = {**HF["depth_decoder_config"], "low_rank_embeddings": 3}
+    assert inexpressible(huggingface(depth_decoder_config=low_rank)) == ["depth_decoder_config.low_rank_embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": "red"}, "config.json: unknown key 'colour' (its value: 'red')"),
+        ({"model_type": "musicgen"}, "key 'model_type' is 'musicgen'; only 'moshi' is supported"),
+        ({"hidden_act": "gelu"}, "MoshiConfig.hidden_act: got 'gelu'; only 'silu' is supported"),
+        ({"attention_dropout": 0.1}, "MoshiConfig.attention_dropout: got 0.1; only 0.0 is supported"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings: got True"),
+        ({"ffn_dim": 177}, "ffn_dim: expected an even number, got 177"),
+        ({"rope_theta": 7.0}, "keys 'rope_theta' and 'rope_parameters' contradict: 7.0 and 10000.0"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters: key 'rope_type' is 'yarn'"),
+        ({"vocab_size": "many"}, "key 'vocab_size' is 'many', expected int"),
+        ({"head_dim": 5}, "heads of 5 values"),
+        ({"eos_token_id": 2}, "key 'eos_token_id' is 2"),
+        ({"audio_encoder_config": {"use_causal_conv": False}}, "audio_encoder_config: key 'use_causal_conv' is False"),
+        ({"audio_encoder_config": {"upsample_groups": 1}}, "audio_encoder_config: key 'upsample_groups' is 1"),
+        ({"depth_decoder_config": {"sliding_window": 4}}, "MoshiDepthConfig.sliding_window: got 4, expected at least"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings: expected a positive number, got 0"),
+    ],
+)
+def test_huggingface_keys_that_cannot_be_honoured_are_named(change, message):
+    with pytest.raises(ConfigError) as caught:
+        huggingface(**change)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_from_audio_encoder_config():
+    config = MoshiConfig.from_audio_encoder_config(
+        MimiConfig(codebook_size=32), hidden_size=64, num_attention_heads=2, depth_decoder_config={"hidden_size": 32}
+    )
+    assert config.audio_vocab_size == config.depth_decoder_config.audio_vocab_size == 32
+    assert config.depth_decoder_config.input_size == 64
+    assert config.sampling_rate == 24000
+
+
+def test_a_config_saves_itself(tmp_path):
+    config = huggingface(sliding_window=9)
+    config.save_pretrained(tmp_path / "new")
+    read = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert MoshiConfig.from_huggingface(read, "c") == config

@@ -54,7 +54,7 @@ def test_text_logits_equal_the_reference(model):
     for row, shift in enumerate(shifts):
         tokens[row, shift:] = columns[row, : length - shift]
     cache = model.decoder.model.init_state(1, positions=length)
-    _, logits, _ = model.decoder(mx.array(tokens[None]), cache)
+    _, logits, _ = model.decoder.step(mx.array(tokens[None]), cache)
     np.testing.assert_allclose(np.array(logits)[0], LM["delay1.text_logits"][:length], atol=1e-3)
 
 
@@ -162,13 +162,13 @@ def test_exported_step_fed_its_own_state_gives_equal_tokens(model, tmp_path):
 
 
 def test_initial_tokens_come_before_the_start_of_a_stream(model, monkeypatch):
-    seen, call = [], moshi_mlx.MoshiForCausalLM.__call__
+    seen, call = [], moshi_mlx.MoshiForCausalLM.step
 
     def spy(self, tokens, cache):
         seen.append(np.array(tokens[0, :, 0]))
         return call(self, tokens, cache)
 
-    monkeypatch.setattr(moshi_mlx.MoshiForCausalLM, "__call__", spy)
+    monkeypatch.setattr(moshi_mlx.MoshiForCausalLM, "step", spy)
     conversation = primed(model, [0], GREEDY_STEP)
     for n in range(3):
         _, conversation = duplex.step_codes(model, mx.full((1, 8), n + 1), conversation, GREEDY_STEP)

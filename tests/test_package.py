@@ -13,9 +13,12 @@ import moshi_mlx
 ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports only what stands before it.
 LAYERS = [
-    "errors", "chips", "config", "state", "safetensors", "hub", "cache", "linear", "conv", "transformer", "quantizer",
-    "mimi", "helium", "depth", "sampling", "moshi", "duplex", "layouts", "filling", "preflight", "session",
-    "checkpoint", "text", "lora", "audio", "loop", "local",
+    "errors", "chips", "keys", "huggingface_config", "kyutai_config", "config", "state", "outputs", "inputs",
+    "initial", "losses", "safetensors", "hub", "cache", "sequence", "linear", "conv", "transformer", "quantizer",
+    "mimi", "helium", "sampling", "depth", "streams", "teacher_forcing", "moshi", "duplex", "layouts", "translation",
+    "quantization", "filling", "preflight", "text", "session", "finding", "checkpoint",
+    "lora", "generation", "pretrained", "audio",
+    "loop", "local",
 ]  # fmt: skip
 TRAIN = [
     "files", "recordings", "prepare", "dataset", "options", "weights", "forward", "loss", "curves", "steps", "saving",

@@ -119,7 +119,7 @@ def test_eight_bit_cache_in_a_session(checkpoint):
     # Fed the same tokens, the text that it would choose is the same; left alone it would soon say something else.
     tokens = mx.array(np.random.default_rng(0).integers(0, 32, (1, 17, 60)))
     states = [model.decoder.model.init_state(1, positions=60, kv_bits=bits) for bits in (None, 8)]
-    choices = [np.array(mx.argmax(model.decoder(tokens, s)[1], axis=-1)) for s in states]
+    choices = [np.array(mx.argmax(model.decoder.step(tokens, s)[1], axis=-1)) for s in states]
     assert (choices[0] == choices[1]).mean() > 0.9
     with pytest.raises(InputError, match="kv_bits: got 4"):
         model.session(kv_bits=4)

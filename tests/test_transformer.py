@@ -15,7 +15,9 @@ CONTEXT, LENGTH = 10, 36
 
 def transformer(gated=True, kv_heads=4, context=CONTEXT, layers=2):
     mx.random.seed(3)
-    config = LayerConfig(dim=32, num_heads=4, num_key_value_heads=kv_heads, hidden=48, norm_eps=1e-5, gated=gated)
+    config = LayerConfig(
+        dim=32, num_heads=4, num_key_value_heads=kv_heads, hidden=48, norm_eps=1e-5, gated=gated, head_dim=8
+    )
     model = Transformer(config, layers, context, 10000.0)
     model.apply(lambda p: p + 0.1 * mx.random.normal(p.shape))
     return model
@@ -141,7 +143,9 @@ def test_bfloat16_norms_are_computed_in_float32():
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_eight_bit_cache_is_close_and_a_third_of_the_bytes(kv_heads):
     mx.random.seed(5)
-    config = LayerConfig(dim=256, num_heads=4, num_key_value_heads=kv_heads, hidden=48, norm_eps=1e-5, gated=True)
+    config = LayerConfig(
+        dim=256, num_heads=4, num_key_value_heads=kv_heads, hidden=48, norm_eps=1e-5, gated=True, head_dim=64
+    )
     model = Transformer(config, 2, CONTEXT, 10000.0)
     model.apply(lambda p: p + 0.05 * mx.random.normal(p.shape))
     x = mx.random.normal((2, LENGTH, 256))

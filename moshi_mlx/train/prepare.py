@@ -111,7 +111,9 @@ def _streams(
     if not frames:
         raise InputError(f"{conversation.moshi}: holds no sound")
     moshi, user = np.concatenate(parts, axis=2)[:, :, :frames]  # [codebooks, frames] each
-    tokens = text.align(words, model.tokenizer, frames)
+    end, padding = config.silent_text_tokens
+    starts = [(word, start) for word, start, _ in words]
+    tokens = text.align(starts, model.tokenizer, frames, codec.frame_rate, padding, end)
     streams = np.concatenate([tokens[None], moshi[: config.num_codebooks], user[: config.user_codebooks]])
     return mx.array(streams.astype(np.uint16))
 

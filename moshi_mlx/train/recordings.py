@@ -142,7 +142,7 @@ def words(path: Path, speaker: str) -> list[Word]:
         raise InputError(f'{path}: expected a list of [word, [start, end], speaker], or one under "alignments"')
     parsed = [_parse(value, f"{path}: word {n}") for n, value in enumerate(values)]
     others = sorted({who for *_, who in parsed} - {speaker})
-    spoken = [(word, start, end) for word, start, end, who in parsed if who == speaker]
+    spoken = [(word, start, end) for word, start, end, who in parsed if who == speaker and word.strip()]
     if parsed and not spoken:
         raise InputError(f"{path}: no word is said by {speaker!r}, only by {', '.join(others)}; see --speaker")
     return sorted(spoken, key=lambda word: word[1])

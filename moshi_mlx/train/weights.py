@@ -16,10 +16,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .. import lora
-from ..config import MoshiConfig
 from ..errors import ConfigError
 from ..filling import module_at
-from ..layouts import kyutai_pytorch
 from ..moshi import MoshiForConditionalGeneration
 
 Weights = dict[str, mx.array]
@@ -39,18 +37,13 @@ def choose(
     if kind == "lora":
         return _adapters(model, frozen, rank, scale, seed)
     chosen: Weights = {}
-    for name in _all(model.config):
+    for name in (row.ours for row in lora.parameters(model.config)):
         if not _is_frozen(name, frozen):
             module, leaf = module_at(model, name)
             if "scales" in module:
                 raise ConfigError("a quantized model takes adapters only: use --fine-tune-type lora, or its bf16 files")
             chosen[name] = module[leaf].astype(mx.float32)
     return chosen
-
-
-def _all(config: MoshiConfig) -> list[str]:
-    """Every parameter of the language model, once."""
-    return list({row.theirs: row.ours for row in reversed(list(kyutai_pytorch(config)))}.values())[::-1]
 
 
 def _is_frozen(name: str, frozen: int) -> bool:

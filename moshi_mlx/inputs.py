@@ -1,0 +1,61 @@
+"""What people hand in: arrays of any kind, checked for type, shape and range before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .errors import InputError
+
+
+def tokens(name: str, value: Any, shape: tuple[int | None, ...], low: int, high: int) -> mx.array:
+    """Whole numbers from low to high as int32; None in `shape` is any size. Raises InputError, naming the argument.
+
+    Values are checked where they are known: not while a function is being traced by mx.compile.
+    """
+    array = value if isinstance(value, mx.array) else mx.array(np.asarray(value))
+    if not mx.issubdtype(array.dtype, mx.integer):
+        raise InputError(f"{name}: got {_kind(array)}, expected whole numbers of shape {_wanted(shape)}")
+    check_shape(name, array, shape)
+    try:
+        least, most = int(np.array(array.min())), int(np.array(array.max()))
+    except (RuntimeError, ValueError):  # no value yet, or no element
+        least, most = low, high
+    if least < low or most > high:
+        raise InputError(f"{name}: got values from {least} to {most}, expected {low} to {high}")
+    return array.astype(mx.int32)
+
+
+def check_shape(name: str, array: mx.array, shape: tuple[int | None, ...]) -> None:
+    """Raises InputError where the array has another rank or size, or no element."""
+    fits = array.ndim == len(shape) and all(
+        got > 0 and wanted in (None, got) for got, wanted in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        raise InputError(f"{name}: got shape {list(array.shape)}, expected {_wanted(shape)}")
+
+
+def one_of(**values: Any) -> None:
+    """Raises InputError where not exactly one of the arguments is given."""
+    given = [name for name, value in values.items() if value is not None]
+    if len(given) != 1:
+        got = "none of them" if not given else "all of them"
+        raise InputError(f"{' and '.join(values)}: got {got}, expected one")
+
+
+def attention_mask(value: Any, batch: int, length: int) -> mx.array:
+    """The last `length` columns of a mask [B, T], T at least that: 1 or true where a position is no padding."""
+    array = value if isinstance(value, mx.array) else mx.array(np.asarray(value))
+    if array.ndim != 2 or array.shape[0] != batch or array.shape[1] < length:
+        raise InputError(f"attention_mask: got shape {list(array.shape)}, expected [{batch}, {length}]")
+    return array[:, array.shape[1] - length :]
+
+
+def _kind(array: mx.array) -> str:
+    return str(array.dtype).removeprefix("mlx.core.")
+
+
+def _wanted(shape: tuple[int | None, ...]) -> str:
+    return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
