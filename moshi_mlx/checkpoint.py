@@ -183,16 +183,13 @@ def _check_language(part: Part, config: MoshiConfig) -> dict[str, Quantization |
         return {name.removesuffix(".weight"): None for name, shape in shapes.items() if len(shape) == 2}
     infos = {name: tensor.info for name, tensor in part.tensors.items()}
     repeats = tuple(layouts.kyutai_mlx_repeats(config))
-    expected, quantized = {}, {}
-    for name, shape in shapes.items():
-        if name not in infos and repeats and name.startswith(repeats):
-            continue  # what it repeats is there
-        expected[name] = shape
-        if len(shape) == 2:
-            stem = name.removesuffix(".weight")
-            quantized[stem] = kind = quantization.of_tensors(infos, stem, shape, str(part.files.get(name)))
-            if kind:
-                expected |= {f"{stem}.{leaf}": infos[f"{stem}.{leaf}"].shape for leaf in kind.infos(shape, "")}
+    quantized = quantization.of_all(infos, shapes, str(next(iter(part.files.values()))))
+    # Of shared weights, what repeats the first may be left out.
+    expected = {k: v for k, v in shapes.items() if k in infos or not (repeats and k.startswith(repeats))}
+    for stem, kind in quantized.items():
+        if kind:
+            parts = kind.infos(shapes[f"{stem}.weight"], "")
+            expected |= {f"{stem}.{leaf}": info.shape for leaf, info in parts.items()}
     _check(part, expected)
     _check_joined(part, config, quantized)
     return quantized

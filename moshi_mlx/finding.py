@@ -17,6 +17,7 @@ INDEX_NAME = "model.safetensors.index.json"
 MIMI_NAME = "tokenizer-e351c8d8-checkpoint125.safetensors"
 TOKENIZER_NAME = "tokenizer_spm_32k_3.model"
 CONFIG_NAME = "config.json"
+SAMPLING_NAMES = {"temp": "temperature", "temp_text": "text_temperature", "top_k": "top_k", "top_k_text": "text_top_k"}
 LORA_KEYS = ("lora", "lora_name", "lora_rank", "lora_scaling")
 
 
@@ -54,7 +55,23 @@ def find_huggingface(folder: Path) -> Found:
     tokenizers = sorted(folder.glob("*.model"))
     if len(tokenizers) > 1:
         raise CheckpointError(f"{folder}: expected one tokenizer, found {' and '.join(p.name for p in tokenizers)}")
-    return Found(_weights(folder, None), None, tokenizers[0] if tokenizers else None, None, MimiConfig(), {})
+    rest = {"lm_gen_config": _huggingface_sampling(folder / "generation_config.json")}
+    return Found(_weights(folder, None), None, tokenizers[0] if tokenizers else None, None, MimiConfig(), rest)
+
+
+def _huggingface_sampling(path: Path) -> dict[str, Any]:
+    """What a generation_config.json says of Moshi's sampling other than the defaults, by Kyutai's keys."""
+    text = read_json(path) if path.is_file() else {}
+    depth = text.get("depth_decoder_config")
+    if not isinstance(depth, dict):
+        return {}
+    said: dict[str, Any] = {}
+    for values, suffix, usual in ((depth, "", (0.8, 250)), (text, "_text", (0.7, 25))):
+        greedy = not values.get("do_sample", True)
+        chosen = (0 if greedy else values.get("temperature", usual[0]), values.get("top_k", usual[1]))
+        pairs = zip((f"temp{suffix}", f"top_k{suffix}"), chosen, usual, strict=True)
+        said |= {name: value for name, value, default in pairs if value != default}
+    return said
 
 
 def _weights(folder: Path, name: str | None) -> dict[str, Path]:
@@ -124,18 +141,15 @@ def _refuse_other_models(config: dict[str, Any], where: str) -> None:
     model_type = config.pop("model_type", "moshi")
     if model_type != "moshi":
         raise ConfigError(f"{where}: key 'model_type' is {model_type!r}; only 'moshi' is supported")
-    for key in ("lora_name", "stt_config", "tts_config"):
+    for key in ("stt_config", "tts_config"):
         value = config.pop(key, None)
         if value:
-            hint = "; merge the LoRA into its base first" if key == "lora_name" else ""
-            raise ConfigError(f"{where}: key {key!r} is {value!r}, which is not supported{hint}")
-    config.pop("model_id", None)  # where the weights came from
+            raise ConfigError(f"{where}: key {key!r} is {value!r}, which is not supported")
 
 
 def sampling_defaults(values: dict[str, Any], where: str) -> dict[str, float]:
-    names = {"temp": "temperature", "temp_text": "text_temperature", "top_k": "top_k", "top_k_text": "text_top_k"}
     values = dict(values)
-    defaults = {ours: values.pop(theirs) for theirs, ours in names.items() if theirs in values}
+    defaults = {ours: values.pop(theirs) for theirs, ours in SAMPLING_NAMES.items() if theirs in values}
     if not values.pop("use_sampling", True):
         defaults |= {"temperature": 0, "text_temperature": 0}
     values = {k: v for k, v in values.items() if (k, v) != ("cfg_coef", 1.0)}

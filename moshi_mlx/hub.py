@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import CheckpointError
 
-PATTERNS = ("*.json", "*.safetensors", "*.model")
+PATTERNS = ("*.json", "*.safetensors", "*.model", "README.md")
 
 
 def local_folder(path_or_hub_id: str | Path) -> Path:
@@ -38,13 +38,29 @@ def local_file(folder: Path, name: str) -> Path:
     return Path(_fetch(name, hf_hub_download, repo_id=f"{owner}/{repo}", filename="/".join(rest)))
 
 
+def upload(folder: Path, repo: str) -> str:
+    """Upload a folder to a repository of the hub, made where it does not exist; its address. Raises CheckpointError."""
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repo, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=str(folder), repo_type="model")
+    except Exception as error:  # as in _fetch
+        raise CheckpointError(f"{repo}: cannot upload ({_reason(error)}); what was written is in {folder}") from error
+    return f"https://huggingface.co/{repo}"
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def _fetch(name: str, download: Any, **arguments: Any) -> str:
     """A download with any failure of hub or network as one line."""
     try:
         return str(download(**arguments))
     except Exception as error:  # whatever the hub's client and its transport raise: OSError, ValueError, their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{name}: neither a local folder nor to be had from the hub ({reason}); check the name and the network, "
-            "or give the path of a folder that holds the checkpoint"
+            f"{name}: neither a local folder nor to be had from the hub ({_reason(error)}); check the name and the "
+            "network, or give the path of a folder that holds the checkpoint"
         ) from error

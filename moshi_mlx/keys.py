@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from .errors import ConfigError
 
@@ -36,7 +36,7 @@ class Keys:
         accepted = (int, float) if kind is float else (kind,)
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, accepted):
             raise ConfigError(f"{self.where}: key {key!r} is {value!r}, expected {kind.__name__}")
-        return value
+        return float(cast(float, value)) if kind is float else value
 
     def expect(self, **values: Any) -> None:
         """Keys that may be absent, but where present must have the one value that this package honours."""

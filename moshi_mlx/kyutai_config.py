@@ -144,12 +144,13 @@ def moshi_dict(config: Any) -> dict[str, Any]:
     """The language model's part of Kyutai's `config.json`, of a MoshiConfig that it can express."""
     depth = config.depth_decoder_config
     end_padding, padding = config.silent_text_tokens
+    schedule = depth.weights_per_step_schedule
     values = {
         "dim": config.hidden_size, "text_card": config.vocab_size, "existing_text_padding_id": padding,
         "n_q": len(config.audio_delays), "dep_q": config.num_codebooks, "card": config.audio_vocab_size,
         "num_heads": config.num_attention_heads, "num_layers": config.num_hidden_layers,
         "hidden_scale": _dim_feedforward(config) / config.hidden_size, "causal": True, "layer_scale": None,
-        "context": config.sliding_window, "max_period": config.rope_theta, "gating": "silu",
+        "context": config.sliding_window, "max_period": _whole(config.rope_theta), "gating": "silu",
         "norm": {1e-8: "rms_norm_f32", 1e-5: "rms_norm"}.get(config.rms_norm_eps), "positional_embedding": "rope",
         "depformer_dim": depth.hidden_size, "depformer_dim_feedforward": _dim_feedforward(depth),
         "depformer_num_heads": depth.num_attention_heads, "depformer_num_layers": depth.num_hidden_layers,
@@ -163,10 +164,15 @@ def moshi_dict(config: Any) -> dict[str, Any]:
         "depformer_kv_repeat": (
             depth.num_attention_heads // depth.key_value_heads, config.num_attention_heads // config.key_value_heads,
         ),
-        "depformer_weights_per_step_schedule": (depth.weights_per_step_schedule, None),
+        "depformer_weights_per_step_schedule": (schedule and list(schedule), None),
         "depformer_low_rank_embeddings": (depth.low_rank_embeddings, None),
     }  # fmt: skip
     return values | {name: value for name, (value, usual) in optional.items() if value != usual}
+
+
+def _whole(value: float) -> float:
+    """A whole number as Kyutai writes it."""
+    return int(value) if value == int(value) else value
 
 
 def _dim_feedforward(config: Any) -> int:
@@ -198,7 +204,8 @@ def mimi_dict(config: Any) -> dict[str, Any]:
         "transformer": {
             "d_model": dim, "num_heads": config.num_attention_heads, "num_layers": config.num_hidden_layers,
             "causal": True, "layer_scale": 0.01, "context": config.sliding_window, "conv_layout": True,
-            "max_period": config.rope_theta, "gating": "none", "norm": "layer_norm", "positional_embedding": "rope",
+            "max_period": _whole(config.rope_theta), "gating": "none", "norm": "layer_norm",
+            "positional_embedding": "rope",
             "dim_feedforward": config.intermediate_size, "input_dimension": dim, "output_dimensions": [dim],
         },
     }  # fmt: skip

@@ -80,6 +80,16 @@ def of_tensors(infos: Mapping[str, TensorInfo], stem: str, shape: tuple[int, ...
     )
 
 
+def of_all(
+    infos: Mapping[str, TensorInfo], shapes: Mapping[str, tuple[int, ...]], where: str
+) -> dict[str, Quantization | None]:
+    """How each matrix of `shapes` that is there is quantized, by its path."""
+    matrices = {
+        name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2 and name in infos
+    }
+    return {stem: of_tensors(infos, stem, shape, where) for stem, shape in matrices.items()}
+
+
 def check_block(block: Any, found: Mapping[str, Quantization | None], where: str) -> None:
     """Hold config.json's `quantization` against what the tensors are. Raises ConfigError where they contradict."""
     if not isinstance(block, dict):

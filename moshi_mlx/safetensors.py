@@ -141,7 +141,9 @@ def code_of(dtype: mx.Dtype) -> str:
     return _CODES[dtype]
 
 
-def write_file(path: Path, blocks: Iterable[Block], metadata: dict[str, str], progress: Callable[[int], None]) -> None:
+def write_file(
+    path: Path, blocks: Iterable[Block], metadata: dict[str, str], progress: Callable[[int], object]
+) -> None:
     """Write the tensors of `blocks`, one block in memory at a time; `progress` is told of every tensor's bytes.
 
     Wide types come first in the file, so that every tensor lies aligned. Raises OSError, of a full disk for example.

@@ -16,6 +16,7 @@ import numpy as np
 
 from . import layouts
 from .config import MimiConfig, MoshiConfig
+from .errors import CheckpointError
 from .safetensors import Tensor, TensorInfo
 
 Shape = tuple[int, ...]
@@ -298,6 +299,8 @@ def from_mlx(pieces: Iterable[Piece], tensors: Mapping[str, Tensor]) -> dict[str
     for piece in pieces:
         if all(name in tensors for name in piece.mlx):
             parts = [tensors[name] for name in piece.mlx]
+            if len(parts) > 1 and isinstance(piece.kind, Same):
+                parts = [_repeated(piece, parts)]
             made |= {name: _moved(piece.kind.scatter, parts, j) for j, name in enumerate(piece.theirs)}
     return made
 
@@ -309,6 +312,22 @@ def expected_shapes(pieces: Iterable[Piece], shapes: Mapping[str, Shape]) -> dic
         for piece in pieces
         for j, name in enumerate(piece.theirs)
     }
+
+
+def _repeated(piece: Piece, parts: list[Tensor]) -> Tensor:
+    """The first of tensors that the other layout has once. Reading it raises CheckpointError where they differ."""
+
+    def read() -> np.ndarray:
+        first = parts[0].read()
+        for name, part in zip(piece.mlx, parts, strict=True):
+            if not np.array_equal(part.read(), first):
+                raise CheckpointError(
+                    f"tensor {name!r} is another than {piece.mlx[0]!r}, but the layout to write has one for both, "
+                    f"{piece.theirs[0]!r}; only the MLX layout can hold this model"
+                )
+        return first
+
+    return Tensor(parts[0].info, read)
 
 
 def _moved(move: Callable[[Sequence[Any], int], Any], parts: list[Tensor], n: int) -> Tensor:

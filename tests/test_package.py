@@ -2,8 +2,10 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,7 @@ LAYERS = [
     "initial", "losses", "safetensors", "hub", "cache", "sequence", "linear", "conv", "transformer", "quantizer",
     "mimi", "helium", "sampling", "depth", "streams", "teacher_forcing", "moshi", "duplex", "layouts", "translation",
     "quantization", "filling", "preflight", "text", "session", "finding", "checkpoint",
-    "lora", "generation", "pretrained", "audio",
-    "loop", "local",
+    "writing", "lora", "generation", "pretrained", "audio", "loop", "local",
 ]  # fmt: skip
 TRAIN = [
     "files", "recordings", "prepare", "dataset", "options", "weights", "forward", "loss", "curves", "steps", "saving",
@@ -46,6 +47,46 @@ def test_training_stands_on_the_library_below_sound_and_command_lines():
     below = LAYERS[: LAYERS.index("lora") + 1]
     for path in (ROOT / "moshi_mlx/train").glob("*.py"):
         assert set(imports(path, level=2)) <= set(below), path
+
+
+def test_the_converter_is_the_top_layer():
+    """The library knows nothing of it, and what it uses of the library it imports by its full name."""
+    for path in (ROOT / "moshi_mlx").glob("*.py"):
+        assert not re.search(r"^\s*(from|import)\s.*convert\b", path.read_text(), re.M), path
+    layers = ["card", "progress", "recipes", "lora", "pipeline", "inspecting", "comparing", "cli", "__main__"]
+    files = {path.stem: path for path in (ROOT / "convert").glob("*.py") if path.stem != "__init__"}
+    assert sorted(files) == sorted(layers)
+    for name, path in files.items():
+        for imported in imports(path):
+            assert layers.index(imported) < layers.index(name), f"{name} imports {imported}"
+
+
+def test_a_built_wheel_has_the_converter(tmp_path):
+    """As installed from an archive, with no checkout near: the module, the command and its help."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("moshi_mlx", "convert", "pyproject.toml", "README.md"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
+    subprocess.run(build, check=True, capture_output=True)
+    wheel = next(tmp_path.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+        scripts = archive.read(next(n for n in archive.namelist() if n.endswith("entry_points.txt"))).decode()
+    assert "moshi-mlx-convert = moshi_mlx.convert.cli:main" in scripts
+    code = "import sys, runpy, moshi_mlx; sys.argv[1:] = ['--help']; print(moshi_mlx.__file__); "
+    code += "runpy.run_module('moshi_mlx.convert', run_name='__main__')"
+    run = [
+        sys.executable,
+        "-S",
+        "-c",
+        f"import sys; sys.path[:0] = {[str(tmp_path / 'installed'), *sys.path]!r}; {code}",
+    ]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.startswith(str(tmp_path / "installed"))
+    assert "--quant-predicate" in done.stdout
 
 
 def test_importing_the_library_loads_no_sound_and_no_web_code():

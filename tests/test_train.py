@@ -18,8 +18,8 @@ from test_lora import KYUTAI, TRAINING, check_losses, quantize
 from test_train_data import tones
 
 import moshi_mlx
-from moshi_mlx import lora
-from moshi_mlx.train import options, weights
+from moshi_mlx import lora, writing
+from moshi_mlx.train import options, saving, weights
 from moshi_mlx.train.__main__ import main
 from moshi_mlx.train.curves import CSV_NAME, PNG_NAME, Curve
 from moshi_mlx.train.loss import batches, loss
@@ -187,9 +187,10 @@ def test_a_run_learns_and_says_what_it_does(uninterrupted, data, capsys, tmp_pat
 def test_what_is_written_is_read_by_load_and_fits_kyutais_names(uninterrupted):
     saved = json.loads((uninterrupted / lora.CONFIG_NAME).read_text())
     assert saved["lora_parameters"] == {"rank": 2, "scale": 2.0, "dropout": 0.0}
-    assert (saved["lora_rank"], saved["lora_scaling"]) == (2, 2.0)
-    kyutai = set(mx.load(str(GOLDENS / "lora_tiny" / "lora.safetensors")))
-    assert set(mx.load(str(uninterrupted / lora.FILE_NAME))) == kyutai
+    kyutai = json.loads((uninterrupted / "config.json").read_text())
+    assert (kyutai["lora_rank"], kyutai["lora_scaling"], kyutai["dim"]) == (2, 2.0, 32)
+    names = set(mx.load(str(GOLDENS / "lora_tiny" / "lora.safetensors")))
+    assert set(mx.load(str(uninterrupted / lora.FILE_NAME))) == names
     assert (uninterrupted / "0000008_adapters.safetensors").read_bytes() == (
         uninterrupted / lora.FILE_NAME
     ).read_bytes()
@@ -313,6 +314,52 @@ def test_two_processes_go_on_from_what_the_first_has(great, exact, data, tmp_pat
     launch(*command(data, folder, model=exact, batch_size=1, **FEW | {"iters": 2, "save_every": 2}))
     launch(*command(data, folder, model=exact, batch_size=1, resume_adapter_file=folder / lora.FILE_NAME, **FEW))
     check_same(folder, great)
+
+
+def loss_of(model):
+    (batch,), _ = batches(TRAINING["codes"], model.config, KYUTAI, 1)
+    return loss(model, batch)[0].item()
+
+
+def test_all_weights_can_be_trained(exact, data, tmp_path):
+    """The result is a checkpoint; it holds the weights that the losses are of, and the run goes on from its state."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = {"model": exact, "fine_tune_type": "full", "learning_rate": 3e-4, **FEW}
+    assert main(command(data, whole, **settings)) == 0
+    assert main(command(data, parts, **settings | {"iters": 2})) == 0
+    assert main(command(data, parts, resume_adapter_file=parts / saving.STATE_NAME, **settings)) == 0
+    assert [row for row in rows(parts) if ",train," in row] == [row for row in rows(whole) if ",train," in row]
+    one, two = (moshi_mlx.load(folder / "checkpoint") for folder in (whole, parts))
+    assert loss_of(one) == loss_of(two) != loss_of(moshi_mlx.load(exact))
+    valid = [float(row.split(",")[2]) for row in rows(whole) if ",valid," in row]
+    assert valid[-1] < valid[0] - 1
+    trained = mx.load(str(whole / saving.STATE_NAME))[
+        "weights/depth_decoder.slices.0.transformer.layers.0.norm1.weight"
+    ]
+    for part in one.depth_decoder.slices:
+        assert mx.array_equal(part.transformer.layers[0].norm1.weight, trained)
+
+
+def test_a_quantized_base_is_trained_by_adapters_alone(data, tmp_path, capsys):
+    model = quantize(moshi_mlx.load(MODEL))
+    writing.save(model, tmp_path / "quantized")
+    settings = {"model": tmp_path / "quantized", "iters": 4, "save_every": 4, "learning_rate": 1e-2}
+    assert main(command(data, tmp_path / "run", **settings)) == 0
+    losses = [float(row.split(",")[2]) for row in rows(tmp_path / "run") if ",valid," in row]
+    assert losses[-1] < losses[0] - 1
+    adapted = moshi_mlx.load(tmp_path / "quantized", adapter=tmp_path / "run")
+    assert any(isinstance(module, lora.LoRALinear) for module in adapted.modules())
+    assert main(command(data, tmp_path / "full", fine_tune_type="full", **settings)) == 2
+    assert "a quantized model takes adapters only" in capsys.readouterr().err
+
+
+def test_the_converter_merges_what_was_trained(uninterrupted, tmp_path):
+    from moshi_mlx.convert.cli import main as convert
+
+    arguments = ["--model", MODEL, "--mlx-path", tmp_path / "merged", "--lora", uninterrupted / lora.FILE_NAME]
+    assert convert([str(argument) for argument in arguments]) == 0
+    merged, loaded = moshi_mlx.load(tmp_path / "merged"), moshi_mlx.load(MODEL, adapter=uninterrupted)
+    np.testing.assert_allclose(loss_of(merged), loss_of(loaded), rtol=1e-3)
 
 
 # --- settings

@@ -39,7 +39,7 @@ class Options:
     fine_tune_type: str = _flag("lora: adapters; full: all weights", "lora", choices=("lora", "full"))
     adapter_path: str = _flag("folder for what is written", "adapters")
     resume_adapter_file: str | None = _flag(
-        "start from these weights; a run's newest adapters.safetensors (or model.safetensors) continues it exactly",
+        "start from these weights; a run's adapters.safetensors or training_state.safetensors goes on with it exactly",
         None,
     )
     iters: int = _flag("iterations", 1000, int, least=1)

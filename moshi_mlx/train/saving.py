@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from .. import lora
+from .. import kyutai_config, lora, writing
 from ..errors import CheckpointError, ConfigError
 from ..moshi import MoshiForConditionalGeneration
 from ..safetensors import load_lazily
@@ -24,7 +24,7 @@ from .steps import State
 from .weights import Weights, placed
 
 STATE_NAME = "training_state.safetensors"
-MODEL_NAME = "model.safetensors"
+CHECKPOINT_NAME = "checkpoint"  # of a full fine-tuning: a folder that `moshi_mlx.load` reads
 # What may differ between the run that is continued and its continuation: none of it changes a loss.
 FREE = (
     "iters", "adapter_path", "resume_adapter_file", "model", "data", "grad_checkpoint", "compile", "steps_per_report",
@@ -50,28 +50,24 @@ def save(folder: Path, progress: Progress, options: Options, model: MoshiForCond
         adapters = {name: value.astype(model.decoder.model.dtype) for name, value in progress.weights.items()}
         published = lora.to_kyutai(adapters, model.config)
         write_json(folder / lora.CONFIG_NAME, adapter_config(options))
+        write_json(folder / lora.KYUTAI_CONFIG_NAME, kyutai_config_of(options, model))
         for name in (f"{progress.done:07d}_{lora.FILE_NAME}", lora.FILE_NAME):
             write_tensors(folder / name, published, {"format": "pt"})
     else:
         with placed(model, progress.weights):
-            save_checkpoint(model, folder)
-
-
-def save_checkpoint(model: MoshiForConditionalGeneration, folder: Path) -> None:
-    raise NotImplementedError
+            writing.save(model, folder / CHECKPOINT_NAME, overwrite=True)
 
 
 def adapter_config(options: Options) -> dict[str, Any]:
-    """mlx_lm's file, and Kyutai's keys of the same things."""
+    """As mlx_lm writes it."""
     values = dataclasses.asdict(options)
-    rank, scale = values.pop("rank"), values.pop("scale")
-    return {
-        **values,
-        "lora_parameters": {"rank": rank, "scale": scale, "dropout": 0.0},
-        "lora": True,
-        "lora_rank": rank,
-        "lora_scaling": scale,
-    }
+    return values | {"lora_parameters": {"rank": values.pop("rank"), "scale": values.pop("scale"), "dropout": 0.0}}
+
+
+def kyutai_config_of(options: Options, model: MoshiForConditionalGeneration) -> dict[str, Any]:
+    """What Kyutai's package, and `convert --lora`, want to find beside an adapter."""
+    adapter = {"lora": True, "lora_rank": options.rank, "lora_scaling": options.scale}
+    return kyutai_config.moshi_dict(model.config) | adapter
 
 
 def resume(options: Options) -> Progress | None:
@@ -82,8 +78,8 @@ def resume(options: Options) -> Progress | None:
     if options.resume_adapter_file is None:
         return None
     file = Path(options.resume_adapter_file)
-    path = file.with_name(STATE_NAME)
-    if not path.is_file() or file.name not in (lora.FILE_NAME, MODEL_NAME):
+    path = file if file.name == STATE_NAME else file.with_name(STATE_NAME)
+    if not path.is_file() or file.name not in (lora.FILE_NAME, STATE_NAME):
         return None
     metadata = metadata_of(path)
     before, now = json.loads(metadata["options"]), dataclasses.asdict(options)
@@ -129,6 +125,6 @@ def refuse_to_overwrite(folder: Path) -> None:
     if (folder / STATE_NAME).is_file():
         done = metadata_of(folder / STATE_NAME).get("done")
         raise ConfigError(
-            f"{folder}: holds a run of {done} iterations; --resume-adapter-file {folder}/{lora.FILE_NAME} goes on "
-            "with it, another --adapter-path begins anew"
+            f"{folder}: holds a run of {done} iterations; --resume-adapter-file {folder / STATE_NAME} goes on with it, "
+            "another --adapter-path begins anew"
         )

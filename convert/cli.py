@@ -1,0 +1,192 @@
+"""The command line: python -m moshi_mlx.convert, with `inspect` and `compare` as commands of their own.
+
+Flags follow mlx_lm.convert, which people who convert models for MLX know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from moshi_mlx import hub, writing
+from moshi_mlx.checkpoint import LAYOUTS, Checkpoint, open_checkpoint
+from moshi_mlx.errors import InputError, MoshiError
+from moshi_mlx.quantization import MODES
+
+from . import card, comparing, inspecting, pipeline, recipes
+from .pipeline import Options, Outcome
+from .progress import progress
+
+PROGRAM = "moshi_mlx.convert"
+MOSHI_TOKENIZER = "hf://kyutai/moshiko-pytorch-bf16/tokenizer_spm_32k_3.model"
+EPILOG = """\
+commands:
+  inspect FOLDER                         layout, sizes, bits by layer, bytes, checksums, what would load it
+  compare A B --input speech.wav         how far B, say in 4 bits, is from A
+
+The earlier port of moshi_mlx and moshi-swift read one file by its name: what -q --q-bits 4 --q-group-size 32 writes is
+model.q4.safetensors, 8 bits in groups of 64 model.q8.safetensors, unquantized model.safetensors. For those two programs
+add --max-shard-size 20 where the weights take more than 5 GB.
+
+exit status: 0; 2 on an error, and then nothing is left of the output; 130 when Ctrl-C ends it, likewise.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{PROGRAM}: error: {message} (--help shows the options)\n")
+
+
+def _size(text: str) -> int:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1e-6 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of gigabytes above 0")
+    return int(value * 1e9)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        f"python -m {PROGRAM}", description="Convert and quantize: any Moshi checkpoint in, any layout out.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--hf-path", "--model", required=True, metavar="FOLDER_OR_HUB_ID", help="what to convert, in any layout")
+    add("--mlx-path", default="mlx_model", type=Path, metavar="FOLDER", help="where to write (default: mlx_model)")
+    add("--to", choices=tuple(LAYOUTS), default="mlx", help="layout to write (default: mlx)")
+    add("-q", "--quantize", action="store_true", help="quantize")
+    add("--q-bits", type=int, metavar="N", help="bits of a weight (default: the mode's, 4 for affine)")
+    add("--q-group-size", type=int, metavar="N", help="weights of one scale (default: 32 for 4 bits, else 64)")
+    add("--q-mode", choices=tuple(MODES), default="affine", help="default: affine")
+    add("--quant-predicate", metavar="RECIPE", help=f"{', '.join(recipes.RECIPES)}, or a TOML file of path patterns")
+    add("-d", "--dequantize", action="store_true", help="write a quantized model unquantized")
+    add("--dtype", choices=tuple(pipeline.DTYPES), help="type of what is not quantized (default: the source's)")
+    add("--lora", type=Path, metavar="FILE", help="adapters in Kyutai's layout to merge (default: those of the config)")
+    add(
+        "--lora-scaling", type=float, metavar="X", help="their factor (default: lora_scaling of the config beside them)"
+    )
+    add("--generation", type=int, choices=(1, 2), default=1,
+        help="with --to kyutai: attention names as published (1), or of newer versions of moshi (2)")  # fmt: skip
+    add("--tokenizer", type=Path, metavar="FILE", help="sentencepiece model, where the source has none")
+    add("--max-shard-size", type=_size, default=writing.MAX_SHARD_BYTES, metavar="GB", help="of a file (default: 5)")
+    add("--overwrite", action="store_true", help="replace the output folder, once the new one is whole")
+    add("--dry-run", action="store_true", help="print what would be written and how large, write nothing")
+    add("--upload-repo", metavar="HUB_ID", help="upload what was written to this repository")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status, which --help describes."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    commands = {"inspect": inspecting.main, "compare": comparing.main}
+    handler = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if argv and argv[0] in commands:
+            return commands[argv[0]](argv[1:], _Parser)
+        return convert(_parser().parse_args(argv))
+    except MoshiError as error:
+        print(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Converts as the flags say."""
+    _check_flags(arguments)
+    path = arguments.mlx_path
+    if not arguments.dry_run:
+        writing.refuse_existing(path, arguments.overwrite)
+    source = open_checkpoint(hub.local_folder(arguments.hf_path))
+    outcome = pipeline.prepare(source, _options(arguments, source))
+    origin = card.origin_of(arguments.hf_path, source.folder)
+    text = card.card(arguments.to, origin, outcome.quantized)
+    plan = outcome.plan._replace(small={"README.md": text.encode(), **outcome.plan.small})
+    outcome = outcome._replace(plan=plan)
+    if arguments.dry_run:
+        print(_report(source, outcome, f"would be written to {path}"))
+        return 0
+    total = sum(block.nbytes for blocks in plan.weights.values() for block in blocks)
+    with progress("converting", total) as done:
+        writing.carry_out(plan, path, arguments.overwrite, done)
+    print(_report(source, outcome, f"written to {path}"))
+    if arguments.upload_repo:
+        print(f"uploaded to {hub.upload(path, arguments.upload_repo)}")
+    return 0
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Flags that only mean something beside others: one that would be read by nobody is refused."""
+    if arguments.quantize and arguments.dequantize:
+        raise InputError("-q and -d: choose one of them")
+    given = {
+        "--q-bits": arguments.q_bits, "--q-group-size": arguments.q_group_size,
+        "--quant-predicate": arguments.quant_predicate,
+        "--q-mode": arguments.q_mode if arguments.q_mode != "affine" else None,
+    }  # fmt: skip
+    for flag, value in given.items():
+        if value is not None and not arguments.quantize:
+            raise InputError(f"{flag}: has no meaning without -q")
+    if arguments.generation != 1 and arguments.to != "kyutai":
+        raise InputError("--generation: has no meaning without --to kyutai")
+    if arguments.max_shard_size != writing.MAX_SHARD_BYTES and arguments.to == "kyutai":
+        raise InputError("--max-shard-size: Kyutai's PyTorch layout is one file")
+    if arguments.upload_repo and arguments.dry_run:
+        raise InputError("--upload-repo: has no meaning with --dry-run")
+
+
+def _options(arguments: argparse.Namespace, source: Checkpoint) -> Options:
+    return Options(
+        to=arguments.to, quantize=arguments.quantize, bits=arguments.q_bits, group_size=arguments.q_group_size,
+        mode=arguments.q_mode, predicate=arguments.quant_predicate, dequantize=arguments.dequantize,
+        dtype=arguments.dtype, lora=_lora(arguments.lora, source), lora_scaling=arguments.lora_scaling,
+        generation=arguments.generation, max_shard_bytes=arguments.max_shard_size,
+        tokenizer=_tokenizer(arguments.tokenizer, source),
+    )  # fmt: skip
+
+
+def _lora(given: Path | None, source: Checkpoint) -> Path | None:
+    """The adapters: those asked for, here or in the source's folder; else those that its config names."""
+    if given is not None:
+        found = next((path for path in (given, source.folder / given) if path.is_file()), None)
+        if found is None:
+            raise InputError(f"--lora: no file {given}, neither here nor in {source.folder}")
+        return found
+    named = source.lora.get("lora_name")
+    return hub.local_file(source.folder, named) if named else None
+
+
+def _tokenizer(given: Path | None, source: Checkpoint) -> Path | None:
+    """The tokenizer that replaces the source's; where a model of Moshi's vocabulary has none, Kyutai's own."""
+    if given is not None:
+        if not given.is_file():
+            raise InputError(f"--tokenizer: no file {given}")
+        return given
+    if source.tokenizer is None and source.config.vocab_size == 32000:
+        return hub.local_file(source.folder, MOSHI_TOKENIZER)
+    return None
+
+
+def _report(source: Checkpoint, outcome: Outcome, done: str) -> str:
+    """What was or would be written, file by file."""
+    sizes = outcome.plan.sizes()
+    lines = [f"{source.folder}: {LAYOUTS[source.layout]}; {done}:"]
+    lines += [f"  {name}  {inspecting.size(count)}" for name, count in sizes.items()]
+    lines.append(f"  in all {inspecting.size(sum(sizes.values()))}")
+    lines += [f"  {line}" for line in inspecting.bits_lines(outcome.quantized)]
+    lines += [f"  not quantized, no whole groups: {path}" for path in inspecting.collapsed(outcome.kept)]
+    return "\n".join(lines)

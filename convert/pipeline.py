@@ -1,0 +1,184 @@
+"""From an opened checkpoint to the plan of a folder: merge, cast, dequantize, quantize, lay out. Nothing is read yet.
+
+Every step takes tensors that are read when they are wanted and gives such tensors, so that a layer at a time is in
+memory when the plan is carried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from moshi_mlx import layouts, quantization, writing
+from moshi_mlx.checkpoint import Checkpoint
+from moshi_mlx.errors import InputError
+from moshi_mlx.filling import language_shapes
+from moshi_mlx.quantization import PARTS, Quantization
+from moshi_mlx.safetensors import FLOATS, Block, Tensor, TensorInfo, as_mx, as_stored, code_of
+from moshi_mlx.writing import Contents, Plan, plain_blocks
+
+from . import lora, recipes
+
+DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+# What MLX may keep of freed buffers while it converts.
+BUFFER_CACHE_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    to: str = "mlx"
+    quantize: bool = False
+    bits: int | None = None
+    group_size: int | None = None
+    mode: str = "affine"
+    predicate: str | None = None
+    dequantize: bool = False
+    dtype: str | None = None
+    lora: Path | None = None
+    lora_scaling: float | None = None
+    generation: int = 1
+    max_shard_bytes: int = writing.MAX_SHARD_BYTES
+    tokenizer: Path | None = None
+
+
+class Outcome(NamedTuple):
+    """A plan and what there is to say about it."""
+
+    plan: Plan
+    quantized: dict[str, Quantization | None]
+    kept: list[str]  # matrices that were to be quantized, but are no whole groups
+
+
+def prepare(checkpoint: Checkpoint, options: Options) -> Outcome:
+    """The plan of the converted folder. Raises InputError, ConfigError or CheckpointError for what cannot be."""
+    mx.set_cache_limit(BUFFER_CACHE_BYTES)
+    config, shapes = checkpoint.config, language_shapes(checkpoint.config)
+    _check_options(checkpoint, options)
+    weights = _with_repeats(checkpoint)
+    if options.lora:
+        scaling, rank = lora.settings(options.lora, checkpoint.lora, options.lora_scaling)
+        weights = lora.merged(weights, config, options.lora, scaling, rank)
+    if options.dtype:
+        weights = {name: cast(tensor, DTYPES[options.dtype]) for name, tensor in weights.items()}
+    if options.dequantize:
+        weights = dequantized(weights, quantization.of_all(_infos(weights), shapes, str(checkpoint.folder)))
+    contents = Contents.of(checkpoint)
+    if options.tokenizer:
+        contents = contents._replace(tokenizer=options.tokenizer.read_bytes())
+    if options.to == "huggingface":
+        return Outcome(writing.plan_huggingface(contents, weights, options.max_shard_bytes), {}, [])
+    if options.to == "kyutai":
+        return Outcome(writing.plan_kyutai(contents, weights, options.generation), {}, [])
+    kept: list[str] = []
+    if options.quantize:
+        usual = recipes.general(options.bits, options.group_size, options.mode)
+        explicit = options.bits is not None
+        kinds, kept = recipes.assign(shapes, recipes.rule_of(options.predicate, usual, explicit), config)
+        blocks = quantized_blocks(_ordered(weights, shapes), kinds)
+    else:
+        kinds = quantization.of_all(_infos(weights), shapes, str(checkpoint.folder))
+        blocks = plain_blocks(_ordered(weights, shapes))
+    return Outcome(writing.plan_mlx(contents, blocks, kinds, options.max_shard_bytes), kinds, kept)
+
+
+def _check_options(checkpoint: Checkpoint, options: Options) -> None:
+    """What contradicts the source or another option."""
+    now = any(checkpoint.quantized.values())
+    if options.quantize and options.to != "mlx":
+        raise InputError(f"-q: the layout {options.to!r} has no quantized tensors; leave out -q or write --to mlx")
+    if now and options.quantize:
+        raise InputError(
+            f"-q: {checkpoint.folder} is quantized already; convert the original, or dequantize (-d) to a folder first"
+        )
+    if now and options.lora:
+        raise InputError(f"--lora: {checkpoint.folder} is quantized; merge into the original, or dequantize (-d) first")
+    if now and options.to != "mlx" and not options.dequantize:
+        raise InputError(f"--to {options.to}: {checkpoint.folder} is quantized, and that layout is not; add -d")
+    if options.dequantize and not now:
+        raise InputError(f"-d: {checkpoint.folder} is not quantized")
+
+
+def _infos(weights: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
+    return {name: tensor.info for name, tensor in weights.items()}
+
+
+def _with_repeats(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors of the language model, those included that MLX files may leave out because they repeat others."""
+    weights = checkpoint.language.read()
+    for prefix, of in layouts.kyutai_mlx_repeats(checkpoint.config).items():
+        weights |= {
+            prefix + name[len(of) :]: tensor
+            for name, tensor in list(weights.items())
+            if name.startswith(of) and prefix + name[len(of) :] not in weights
+        }
+    return weights
+
+
+def _ordered(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors in the order of the layout's table, so that the same weights give the same files."""
+    names = (name.removesuffix("weight") + part for name in shapes for part in PARTS)
+    return {name: weights[name] for name in names if name in weights}
+
+
+def cast(tensor: Tensor, dtype: mx.Dtype) -> Tensor:
+    """A tensor of floats as another type; of other types as it is."""
+    info = tensor.info
+    if info.dtype not in FLOATS or info.dtype == code_of(dtype):
+        return tensor
+    return Tensor(
+        TensorInfo(code_of(dtype), info.shape), lambda: as_stored(as_mx(tensor.read(), info.dtype).astype(dtype))
+    )
+
+
+def dequantized(weights: Mapping[str, Tensor], kinds: Mapping[str, Quantization | None]) -> dict[str, Tensor]:
+    """Every quantized matrix as a plain one, of its scales' type, or of the norms' where scales are no floats."""
+    result = dict(weights)
+    for path, kind in kinds.items():
+        if kind:
+            parts = [result.pop(f"{path}.{part}") for part in PARTS if f"{path}.{part}" in result]
+            dtype = parts[1].info.dtype if parts[1].info.dtype in FLOATS else weights["out_norm.weight"].info.dtype
+            result[f"{path}.weight"] = _dequantized(parts, kind, dtype)
+    return result
+
+
+def _dequantized(parts: list[Tensor], kind: Quantization, dtype: str) -> Tensor:
+    rows, words = parts[0].info.shape
+    target = next(each for each in DTYPES.values() if code_of(each) == dtype)
+
+    def read() -> np.ndarray:
+        arrays = [as_mx(part.read(), part.info.dtype) for part in parts]
+        biases = arrays[2] if len(arrays) > 2 else None
+        plain = mx.dequantize(arrays[0], arrays[1], biases, group_size=kind.group_size, bits=kind.bits, mode=kind.mode)
+        return as_stored(plain.astype(target))
+
+    return Tensor(TensorInfo(dtype, (rows, words * 32 // kind.bits)), read)
+
+
+def quantized_blocks(weights: Mapping[str, Tensor], kinds: Mapping[str, Quantization | None]) -> list[Block]:
+    """The blocks of a quantized model: a matrix's packed values, scales and biases are made in one go."""
+    blocks = []
+    for name, tensor in weights.items():
+        kind = kinds.get(name.removesuffix(".weight"))
+        blocks += [_quantized(name, tensor, kind)] if kind else plain_blocks({name: tensor})
+    return blocks
+
+
+def _quantized(name: str, tensor: Tensor, kind: Quantization) -> Block:
+    stem = name.removesuffix("weight")
+    rows, width = tensor.info.shape
+    infos = {stem + part: info for part, info in kind.infos((rows, width), tensor.info.dtype).items()}
+
+    def make() -> Sequence[np.ndarray]:
+        value = as_mx(tensor.read(), tensor.info.dtype)
+        parts = mx.quantize(value, group_size=kind.group_size, bits=kind.bits, mode=kind.mode)
+        mx.eval(parts)
+        return [as_stored(part) for part in parts]
+
+    return Block(infos, make)
