@@ -12,9 +12,10 @@ import numpy as np
 from moshi_mlx.mimi import MimiModel
 
 from .codec_data import held_out_sound, training_sound
-from .codec_model import CLIP_FRAMES, CONFIG, initialize, reconstruct
+from .codec_model import initialize, reconstruct
 from .losses import spectral_distance
 from .scores import stoi
+from .sizes import CLIP_FRAMES, CODEC
 from .training import Curve, Losses, Recipe, Trainer
 
 RECIPE = Recipe(steps=8000)
@@ -35,7 +36,7 @@ def loss(model: MimiModel, sound: mx.array) -> tuple[Losses, tuple[mx.array, mx.
 
 def clips(sound: np.ndarray, rng: np.random.Generator, batch: int) -> mx.array:
     """Random clips of a long int16 sound: float32 [batch, CLIP_FRAMES frames]."""
-    length = CLIP_FRAMES * CONFIG.frame_size
+    length = CLIP_FRAMES * CODEC.frame_size
     starts = rng.integers(0, len(sound) - length, batch)
     return mx.array(np.stack([sound[start : start + length] for start in starts]).astype(np.float32) / 32767)
 
@@ -44,7 +45,7 @@ class CodecTrainer(Trainer):
     """With the codebooks' usage since their last restart kept as well: extra["usage"] [codebooks, entries]."""
 
     def __init__(self, recipe: Recipe, sound: np.ndarray) -> None:
-        model = MimiModel(CONFIG)
+        model = MimiModel(CODEC)
         initialize(model, recipe.seed)
         model.quantizer.freeze(keys=["half_norms"])
         super().__init__(model, recipe, loss)
@@ -92,9 +93,9 @@ def ready(model: MimiModel) -> MimiModel:
 
 
 def score(model: MimiModel, sounds: list[np.ndarray]) -> float:
-    """Mean STOI of sounds that went through the codec, frame by frame as in a conversation."""
+    """STOI of sounds in a row, each of which went through the codec as in a conversation (some are too short alone)."""
     ready(model)
-    return float(np.mean([stoi(sound, through(model, sound)) for sound in sounds]))
+    return stoi(np.concatenate(sounds), np.concatenate([through(model, sound) for sound in sounds]))
 
 
 def through(model: MimiModel, sound: np.ndarray) -> np.ndarray:
@@ -125,7 +126,7 @@ def train(folder: Path, recipe: Recipe = RECIPE, say: Callable[[str], None] = pr
 
 def load(folder: Path) -> MimiModel:
     """The codec as it was last saved in `folder`."""
-    model = MimiModel(CONFIG)
+    model = MimiModel(CODEC)
     tensors: Any = mx.load(str(folder / FILES[0]))
     model.load_weights([(k.removeprefix("model."), v) for k, v in tensors.items() if k.startswith("model.")])
     return ready(model)

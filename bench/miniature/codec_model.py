@@ -13,18 +13,11 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from moshi_mlx.config import MimiConfig
 from moshi_mlx.conv import CausalConv, StridedConv, TransposedConv
 from moshi_mlx.mimi import MimiModel, ResidualBlock, SEANetStack
 from moshi_mlx.quantizer import SplitResidualVectorQuantizer
 from moshi_mlx.transformer import Transformer, TransformerLayer
 
-# One clip of training is what the transformers ever see at once, so that no position is beyond what was trained.
-CLIP_FRAMES = 12
-CONFIG = MimiConfig(
-    hidden_size=128, num_filters=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256,
-    codebook_size=256, codebook_dim=64, num_quantizers=8, sliding_window=2 * CLIP_FRAMES,
-)  # fmt: skip
 
 
 class Coded(NamedTuple):
@@ -203,7 +196,9 @@ def initialize(model: MimiModel, seed: int) -> None:
         elif isinstance(module, TransformerLayer):
             module.self_attn.out_proj.weight = 0.1 * module.self_attn.out_proj.weight
             module.mlp.linear2.weight = 0.1 * module.mlp.linear2.weight
-    model.upsample.halves = [mx.full(half.shape, 1.0 if n == 0 else 0.0) for n, half in enumerate(model.upsample.halves)]
+    model.upsample.halves = [
+        mx.full(half.shape, 1.0 if n == 0 else 0.0) for n, half in enumerate(model.upsample.halves)
+    ]
 
 
 def parameter_count(model: nn.Module) -> int:
