@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from moshi_mlx.config import MimiConfig
 from moshi_mlx.mimi import MimiModel
 
 from .codec_data import held_out_sound, training_sound
 from .codec_model import initialize, reconstruct
+from .files import load_whole
 from .losses import spectral_distance
 from .scores import stoi
 from .sizes import CLIP_FRAMES, CODEC
@@ -35,7 +36,7 @@ def loss(model: MimiModel, sound: mx.array) -> tuple[Losses, tuple[mx.array, mx.
 
 
 def clips(sound: np.ndarray, rng: np.random.Generator, batch: int) -> mx.array:
-    """Random clips of a long int16 sound: float32 [batch, CLIP_FRAMES frames]."""
+    """Random clips of a long int16 sound: float32 [batch, CLIP_FRAMES frames of 80 ms]."""
     length = CLIP_FRAMES * CODEC.frame_size
     starts = rng.integers(0, len(sound) - length, batch)
     return mx.array(np.stack([sound[start : start + length] for start in starts]).astype(np.float32) / 32767)
@@ -44,8 +45,10 @@ def clips(sound: np.ndarray, rng: np.random.Generator, batch: int) -> mx.array:
 class CodecTrainer(Trainer):
     """With the codebooks' usage since their last restart kept as well: extra["usage"] [codebooks, entries]."""
 
-    def __init__(self, recipe: Recipe, sound: np.ndarray) -> None:
-        model = MimiModel(CODEC)
+    model: MimiModel
+
+    def __init__(self, recipe: Recipe, sound: np.ndarray, config: MimiConfig = CODEC) -> None:
+        model = MimiModel(config)
         initialize(model, recipe.seed)
         model.quantizer.freeze(keys=["half_norms"])
         super().__init__(model, recipe, loss)
@@ -127,6 +130,6 @@ def train(folder: Path, recipe: Recipe = RECIPE, say: Callable[[str], None] = pr
 def load(folder: Path) -> MimiModel:
     """The codec as it was last saved in `folder`."""
     model = MimiModel(CODEC)
-    tensors: Any = mx.load(str(folder / FILES[0]))
+    tensors, _ = load_whole(folder / FILES[0])
     model.load_weights([(k.removeprefix("model."), v) for k, v in tensors.items() if k.startswith("model.")])
     return ready(model)

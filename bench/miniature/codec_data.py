@@ -9,6 +9,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from moshi_mlx.errors import MoshiError
+
+from .files import load_whole, save_whole
 from .script import answers, exchanges, sentence, spoken
 from .speech import SAMPLE_RATE, Voice, speak
 
@@ -76,22 +79,15 @@ def prepare(folder: Path, shards: int = SHARDS, say: Callable[[str], None] = pri
         save_whole(path, {f"{i:03}": mx.array(sound) for i, sound in enumerate(held_out_utterances())})
 
 
-def save_whole(path: Path, tensors: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:
-    """Write a file that is whole or not there: under another name first."""
-    unfinished = path.with_name("unfinished-" + path.name)
-    mx.save_safetensors(str(unfinished), tensors, metadata or {})
-    unfinished.rename(path)
-
-
 def training_sound(folder: Path) -> np.ndarray:
     """All shards in a row: int16 [T]."""
     files = sorted((folder / "codec-data").glob("[0-9]*.safetensors"))
     if not files:
-        raise FileNotFoundError(f"{folder / 'codec-data'}: no shards; run the data command first")
-    return np.concatenate([np.array(mx.load(str(file))["sound"]) for file in files])
+        raise MoshiError(f"{folder / 'codec-data'}: no shards; run the data command first")
+    return np.concatenate([np.array(load_whole(file)[0]["sound"]) for file in files])
 
 
 def held_out_sound(folder: Path) -> list[np.ndarray]:
     """float32 [T] each."""
-    tensors = mx.load(str(folder / "codec-data" / f"{HELD_OUT}.safetensors"))
+    tensors, _ = load_whole(folder / "codec-data" / f"{HELD_OUT}.safetensors")
     return [np.array(tensors[name]).astype(np.float32) / 32767 for name in sorted(tensors)]

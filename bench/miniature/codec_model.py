@@ -1,23 +1,22 @@
 """The miniature's codec in training: whole clips through `MimiModel`'s layers, without streaming state.
 
 The parameters and sums are those of `encode_step` and `decode_step` (a test holds the two together); what differs is
-what a gradient wants: no caches, gradients written out where MLX's own would copy, and straight-through quantization (van den Oord et al., 2017; residual as in SoundStream, 2021).
+what a gradient wants: no caches, gradients written out where MLX's own would copy, and straight-through quantization
+(van den Oord et al., 2017; of residuals as in SoundStream, 2021).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from moshi_mlx.conv import CausalConv, StridedConv, TransposedConv
 from moshi_mlx.mimi import MimiModel, ResidualBlock, SEANetStack
 from moshi_mlx.quantizer import SplitResidualVectorQuantizer
 from moshi_mlx.transformer import Transformer, TransformerLayer
-
 
 
 class Coded(NamedTuple):
@@ -30,12 +29,15 @@ class Coded(NamedTuple):
     commitment_error: mx.array
 
 
-@mx.custom_function
 def elu(x: mx.array) -> mx.array:
-    """ELU to 6e-6, in operations of which the CPU does several at once (a maximum or an exponential is ten times dearer).
+    """ELU to 6e-6, in operations of which the CPU does several at once (a maximum or an exponential is far dearer)."""
+    y: Any = _elu(x)
+    return y
 
-    exp(-u) is the reciprocal of a series for exp(u / 32), squared five times, so that large u end at 0.
-    """
+
+@mx.custom_function
+def _elu(x: mx.array) -> mx.array:
+    # exp(-u) is the reciprocal of a series for exp(u / 32), squared five times: large u end at 0.
     size = mx.abs(x)
     u = (size - x) * (1 / 64)
     p = 1 + u * (1 + u * (1 / 2 + u * (1 / 6)))
@@ -44,10 +46,9 @@ def elu(x: mx.array) -> mx.array:
     return 0.5 * (x + size) - 1 + mx.reciprocal(p)
 
 
-@elu.vjp
+@_elu.vjp
 def _elu_vjp(x: mx.array, cotangent: mx.array, y: mx.array) -> mx.array:
-    """The slope is 1 above zero and y + 1 below."""
-    return cotangent * (0.5 * (y - mx.abs(y)) + 1)
+    return cotangent * (0.5 * (y - mx.abs(y)) + 1)  # the slope is 1 above zero and y + 1 below
 
 
 def _shifted_sum(x: mx.array, taps: list[mx.array], offsets: list[int]) -> mx.array:
@@ -76,7 +77,8 @@ def _convolution(kernel: int, dilation: int) -> Callable[..., mx.array]:
         backward = _shifted_sum(cotangent, [tap.T for tap in taps], [-offset for offset in offsets])
         return backward, *((view @ cotangent).sum(axis=0) for view in views)
 
-    return convolve
+    found: Any = convolve
+    return found
 
 
 def causal_conv(layer: CausalConv, x: mx.array) -> mx.array:
@@ -173,7 +175,7 @@ def reconstruct(model: MimiModel, sound: mx.array) -> Coded:
 
 
 def initialize(model: MimiModel, seed: int) -> None:
-    """Weights to start from: variance 1 / fan-in, quiet residual branches (what lets so small a codec begin to learn)."""
+    """First weights: variance 1 / fan-in, quiet residual branches (what lets so small a codec begin to learn)."""
     key = mx.random.key(seed)
 
     def normal(shape: tuple[int, ...], fan_in: int, gain: float = 1.0) -> mx.array:
@@ -199,7 +201,3 @@ def initialize(model: MimiModel, seed: int) -> None:
     model.upsample.halves = [
         mx.full(half.shape, 1.0 if n == 0 else 0.0) for n, half in enumerate(model.upsample.halves)
     ]
-
-
-def parameter_count(model: nn.Module) -> int:
-    return sum(leaf.size for _, leaf in nn.utils.tree_flatten(model.parameters()))

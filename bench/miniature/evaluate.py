@@ -19,6 +19,7 @@ from .scores import stoi
 from .speech import SAMPLE_RATE
 
 AT_ONCE = 25
+NEAR = SAMPLE_RATE // 100  # samples: 10 ms
 SILENCE = 0.01  # root mean square; speech of peak 0.7 has about 0.07
 GREEDY = DuplexSampling(Sampling(0.0, 0), Sampling(0.0, 0))
 
@@ -35,7 +36,7 @@ class Scores(NamedTuple):
     of all right answers in a row against the same words as espeak-ng spoke them.
     """
 
-    count: int
+    asked: int
     answered: int
     silent: int
     stoi: float
@@ -93,20 +94,23 @@ def is_silent(one: Heard, rendering: Rendering, silent_tokens: tuple[int, ...]) 
 
 
 def aligned(sound: np.ndarray, reference: np.ndarray, start: float) -> np.ndarray:
-    """The part of `sound` after `start` (seconds), as long as `reference`, whose loudness follows it best."""
+    """The part of `sound` after `start` (seconds), as long as `reference`, that follows it best.
+
+    Found by loudness, then to a sample by the waves themselves.
+    """
     rest = np.concatenate([sound[int(start * SAMPLE_RATE) :], np.zeros(len(reference), np.float32)])
     length = 2 ** int(np.ceil(np.log2(len(rest) + len(reference))))
     spectra = [np.fft.rfft(_loudness(x), length) for x in (rest, reference)]
     likeness = np.fft.irfft(spectra[0] * np.conj(spectra[1]), length)[: len(rest) - len(reference)]
-    at = int(np.argmax(likeness))
+    first = max(0, int(np.argmax(likeness)) - NEAR)
+    at = first + int(np.argmax(np.correlate(rest[first : first + len(reference) + 2 * NEAR], reference)))
     return rest[at : at + len(reference)]
 
 
 def _loudness(sound: np.ndarray) -> np.ndarray:
     """The magnitude over 10 ms."""
-    width = SAMPLE_RATE // 100
-    total = np.cumsum(np.pad(np.abs(sound.astype(np.float64)), (width, 0)))
-    return (total[width:] - total[:-width]) / width
+    total = np.cumsum(np.pad(np.abs(sound.astype(np.float64)), (NEAR, 0)))
+    return (total[NEAR:] - total[:-NEAR]) / NEAR
 
 
 def score(model: MoshiForConditionalGeneration, renderings: list[Rendering], heard: list[Heard]) -> Scores:

@@ -7,9 +7,10 @@ import random
 
 import mlx.core as mx
 import sentencepiece
-from mlx.utils import tree_flatten, tree_unflatten
 
+from moshi_mlx.mimi import MimiModel
 from moshi_mlx.moshi import MoshiForConditionalGeneration
+from moshi_mlx.state import flatten, unflatten
 
 from .script import answers, exchanges, sentence, spoken
 from .sizes import LANGUAGE, PIECES
@@ -29,9 +30,9 @@ def tokenizer() -> bytes:
 
 
 def initialize(model: MoshiForConditionalGeneration, seed: int) -> None:
-    """First weights: products of variance 1, rows whose sum over the streams has variance 1, quiet residual branches."""
+    """First weights: products of variance 1, rows whose sum over all streams has variance 1, quiet branches."""
     key, fresh = mx.random.key(seed), []
-    for name, value in tree_flatten(model.parameters()):
+    for name, value in flatten(model.parameters()):
         if name.startswith("audio_encoder"):
             continue
         if value.ndim != 2:
@@ -41,11 +42,11 @@ def initialize(model: MoshiForConditionalGeneration, seed: int) -> None:
         spread = (1 + len(LANGUAGE.audio_delays)) ** -0.5 if "emb" in name else value.shape[0] ** -0.5
         quiet = 0.3 if name.endswith(("out_proj.weight", "linear_out.weight")) else 1.0
         fresh.append((name, quiet * spread * mx.random.normal(value.shape, key=now)))
-    model.update(tree_unflatten(fresh))
+    model.update(unflatten(fresh))
     mx.eval(model.parameters())
 
 
-def new(codec: object, seed: int = 0) -> MoshiForConditionalGeneration:
+def new(codec: MimiModel, seed: int = 0) -> MoshiForConditionalGeneration:
     """An untrained language model around a trained codec."""
     model = MoshiForConditionalGeneration(LANGUAGE)
     initialize(model, seed)

@@ -76,20 +76,29 @@ def answers() -> list[str]:
 
 
 # What the codec hears besides: sentences of everyday words.
-_SUBJECTS = "the teacher|my sister|an old man|the little dog|our neighbour|a young doctor|the king|everybody".split("|")
-_VERBS = "found|carried|wanted|painted|forgot|brought|described|washed|followed|sold|bought|remembered".split("|")
-_OBJECTS = (
-    "a yellow box|the heavy door|some fresh bread|a letter from Japan|the green bicycle|three silver coins|a cup of tea|"
-    "the long journey|his favourite song|a picture of the sea|the broken chair|seventeen cherries|a huge jacket"
-).split("|")
-_PLACES = (
-    "in the garden|near the station|before breakfast|on Thursday|with great pleasure|under the bridge|last summer|"
-    "at a quarter past eight|because of the weather|for the first time|without a word|again and again"
-).split("|")
-_WORDS = (
-    "vision thing judge shoe choice yes this zebra father house boy ground quick journey picture feather young fish "
-    "people voice bird north laugh bridge measure child think mother water year hope value game sharp wheel"
-).split()
+_SUBJECTS = [
+    "the teacher", "my sister", "an old man", "the little dog", "our neighbour", "a young doctor", "the king",
+    "everybody",
+]  # fmt: skip
+_VERBS = [
+    "found", "carried", "wanted", "painted", "forgot", "brought", "described", "washed", "followed", "sold", "bought",
+    "remembered",
+]  # fmt: skip
+_OBJECTS = [
+    "a yellow box", "the heavy door", "some fresh bread", "a letter from Japan", "the green bicycle",
+    "three silver coins", "a cup of tea", "the long journey", "his favourite song", "a picture of the sea",
+    "the broken chair", "seventeen cherries", "a huge jacket",
+]  # fmt: skip
+_PLACES = [
+    "in the garden", "near the station", "before breakfast", "on Thursday", "with great pleasure", "under the bridge",
+    "last summer", "at a quarter past eight", "because of the weather", "for the first time", "without a word",
+    "again and again",
+]  # fmt: skip
+_WORDS = [
+    "vision", "thing", "judge", "shoe", "choice", "yes", "this", "zebra", "father", "house", "boy", "ground", "quick",
+    "journey", "picture", "feather", "young", "fish", "people", "voice", "bird", "north", "laugh", "bridge", "measure",
+    "child", "think", "mother", "water", "year", "hope", "value", "game", "sharp", "wheel",
+]  # fmt: skip
 
 
 def sentence(rng: random.Random) -> str:

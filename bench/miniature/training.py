@@ -18,9 +18,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
 
-from .codec_data import save_whole
+from moshi_mlx.state import flatten, unflatten
+
+from .files import load_whole, save_whole
 
 Losses = dict[str, mx.array]
 """By name; "loss" is what is minimized."""
@@ -85,8 +86,8 @@ class Trainer:
         return {name: float(value) for name, value in {**losses, "norm": norm}.items()}, rest
 
     def save(self, path: Path) -> None:
-        tensors = {f"model.{name}": value for name, value in tree_flatten(self.model.parameters())}
-        tensors |= {f"optimizer.{name}": value for name, value in tree_flatten(self.optimizer.state)}
+        tensors = {f"model.{name}": value for name, value in flatten(self.model.parameters())}
+        tensors |= {f"optimizer.{name}": value for name, value in flatten(self.optimizer.state)}
         tensors |= {f"extra.{name}": value for name, value in self.extra.items()}
         save_whole(path, tensors, {"step": str(self.step_number)})
 
@@ -94,9 +95,9 @@ class Trainer:
         """Go on where `save` was called, if it ever was."""
         if not path.exists():
             return
-        tensors, metadata = mx.load(str(path), return_metadata=True)
-        self.model.update(tree_unflatten(_under("model.", tensors)))
-        for name, value in tree_unflatten(_under("optimizer.", tensors)).items():
+        tensors, metadata = load_whole(path)
+        self.model.update(unflatten(_under("model.", tensors)))
+        for name, value in unflatten(_under("optimizer.", tensors)).items():
             self.optimizer.state[name] = value
         self.extra = dict(_under("extra.", tensors))
         self.step_number = int(metadata["step"])
