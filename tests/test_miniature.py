@@ -144,16 +144,28 @@ def test_codec_resumes_exactly(eager, tmp_path, monkeypatch):
     assert [second.advance() for _ in range(4)] == expected[4:]
 
 
-def test_unused_entries_are_put_where_the_sound_is(eager):
-    trainer = codec.CodecTrainer(RECIPE, tones(), TINY)
-    trainer.model.quantizer.embedding = mx.full(trainer.model.quantizer.embedding.shape, 100.0)
-    usage = np.zeros((3, 16), np.int32)
-    usage[:, 0] = 1
+def test_codebooks_are_running_means():
+    rng, centres = np.random.default_rng(0), np.array([[[-1.0, 0], [1, 0]], [[0, 1], [0, -1]]], np.float32)
+    books = codec.Codebooks(np.ones((2, 2), np.float32), rng.normal(size=(2, 2, 2)).astype(np.float32))
+    for _ in range(400):
+        codes = rng.integers(0, 2, (3, 2, 5))
+        residuals = np.stack([centres[k][codes[:, k]] for k in range(2)])
+        books.learn(codes, residuals + rng.normal(0, 0.01, residuals.shape).astype(np.float32))
+    np.testing.assert_allclose(np.array(books.entries()), centres, atol=0.02)
+    np.testing.assert_allclose(books.usage, 7.5, rtol=0.3)
+
+
+def test_unused_entries_are_put_where_the_sound_is():
+    books = codec.Codebooks(np.zeros((3, 16), np.float32) + 1e-6, np.full((3, 16, 8), 1e-4, np.float32))
+    books.usage[:, 0] = 1
+    books.sums[:, 0] = 100
     residuals = np.random.default_rng(0).normal(size=(3, 2, 12, 8)).astype(np.float32)
-    trainer._restart(usage, residuals, np.random.default_rng(0))
-    books = np.array(trainer.model.quantizer.embedding)
-    assert (books[:, 0] == 100).all()
-    assert (np.abs(books[:, 1:]) < 10).all()
+    books.restart(residuals, np.random.default_rng(0))
+    entries = np.array(books.entries())
+    assert (entries[:, 0] == 100).all()
+    for k in range(3):
+        distances = np.abs(entries[k, 1:, None] - residuals[k].reshape(-1, 8)).max(axis=-1).min(axis=-1)
+        assert (distances < 1e-5).all()
 
 
 def test_rate_warms_up_and_falls():

@@ -20,18 +20,20 @@ from .sizes import CLIP_FRAMES, CODEC
 from .training import Curve, Losses, Recipe, Trainer
 
 RECIPE = Recipe(steps=8000)
-RESTART_EVERY, RESTARTED = 100, 32
+DECAY = 0.98  # of what is known of a codebook, each step
+RESTART_EVERY, RESTARTED = 20, 16
+UNUSED = 0.02  # times a step; the average is 8 x 12 frames / 256 entries = 0.375
 SCORE_EVERY, SCORED = 500, 12
 FILES = ("codec.safetensors", "codec.csv", "codec-scores.csv")
 
 
 def loss(model: MimiModel, sound: mx.array) -> tuple[Losses, tuple[mx.array, mx.array]]:
-    """sound [B, T] -> losses, and (codes, residuals) for the restart of codebooks."""
+    """sound [B, T] -> losses, and (codes, residuals) for the codebooks."""
     coded = reconstruct(model, sound)
     spectral = spectral_distance(coded.sound, sound)
     wave = mx.abs(coded.sound - sound).mean()
-    total = spectral + 2 * wave + coded.codebook_error + 0.25 * coded.commitment_error
-    parts = {"loss": total, "spectral": spectral, "wave": wave, "commitment": coded.commitment_error}
+    total = spectral + 2 * wave + 0.25 * coded.commitment
+    parts = {"loss": total, "spectral": spectral, "wave": wave, "commitment": coded.commitment}
     return parts, (coded.codes, coded.residuals)
 
 
@@ -42,51 +44,76 @@ def clips(sound: np.ndarray, rng: np.random.Generator, batch: int) -> mx.array:
     return mx.array(np.stack([sound[start : start + length] for start in starts]).astype(np.float32) / 32767)
 
 
+class Codebooks:
+    """Entries as the running means of the residuals that chose them (van den Oord et al., 2017, appendix A.1).
+
+    usage [codebooks, entries], how often a step each is chosen; sums [codebooks, entries, dim], of those residuals.
+    """
+
+    def __init__(self, usage: np.ndarray, sums: np.ndarray) -> None:
+        self.usage, self.sums = usage, sums
+
+    def entries(self) -> mx.array:
+        return mx.array(self.sums / self.usage[..., None])
+
+    def learn(self, codes: np.ndarray, residuals: np.ndarray) -> None:
+        """codes [B, K, frames], residuals [K, B, frames, dim] of a step."""
+        for k, (usage, sums) in enumerate(zip(self.usage, self.sums, strict=True)):
+            chosen, total = codes[:, k].ravel(), np.zeros_like(sums)
+            np.add.at(total, chosen, residuals[k].reshape(len(chosen), -1))
+            usage[:] = DECAY * usage + (1 - DECAY) * np.bincount(chosen, minlength=len(usage))
+            sums[:] = DECAY * sums + (1 - DECAY) * total
+
+    def restart(self, residuals: np.ndarray, rng: np.random.Generator) -> None:
+        """Put entries that are hardly used where the encoder's residuals are."""
+        for k, (usage, sums) in enumerate(zip(self.usage, self.sums, strict=True)):
+            unused = rng.permutation(np.flatnonzero(usage < UNUSED))[:RESTARTED]
+            found = residuals[k].reshape(-1, sums.shape[-1])
+            usage[unused] = 5 * UNUSED
+            sums[unused] = 5 * UNUSED * found[rng.choice(len(found), len(unused), replace=len(found) < len(unused))]
+
+
 class CodecTrainer(Trainer):
-    """With the codebooks' usage since their last restart kept as well: extra["usage"] [codebooks, entries]."""
+    """With the codebooks' running means kept as well: extra["usage"] and extra["sums"]."""
 
     model: MimiModel
 
     def __init__(self, recipe: Recipe, sound: np.ndarray, config: MimiConfig = CODEC) -> None:
         model = MimiModel(config)
         initialize(model, recipe.seed)
-        model.quantizer.freeze(keys=["half_norms"])
+        model.quantizer.freeze(keys=["half_norms", "embedding"], recurse=False)
         super().__init__(model, recipe, loss)
         self.sound = sound
-        self.extra = {"usage": mx.zeros(model.quantizer.half_norms.shape, mx.int32)}
+        shape = model.quantizer.embedding.shape
+        self.codebooks = Codebooks(np.ones(shape[:2], np.float32), np.zeros(shape, np.float32))
 
     def begin(self) -> None:
         """Codebooks from what the untrained encoder makes of the first clips, each of what those before it leave."""
         batch = clips(self.sound, self.recipe.random(0), 4 * self.recipe.batch)
-        books = self.model.quantizer.embedding
-        for k in range(len(books)):
-            residual = np.array(reconstruct(self.model, batch).residuals)[k].reshape(-1, books.shape[-1])
-            rows = self.recipe.random(k).choice(len(residual), books.shape[1], replace=len(residual) < books.shape[1])
-            books[k] = mx.array(residual[rows])
-            mx.eval(books)
+        for k, sums in enumerate(self.codebooks.sums):
+            residual = np.array(reconstruct(self.model, batch).residuals)[k].reshape(-1, sums.shape[-1])
+            sums[:] = residual[self.recipe.random(k).choice(len(residual), len(sums), len(residual) < len(sums))]
+            self.model.quantizer.embedding = self.codebooks.entries()
 
     def advance(self) -> dict[str, float]:
-        """A step, and now and then a restart of unused entries."""
+        """A step of the networks, then of the codebooks."""
         rng = self.recipe.random(self.step_number)
         losses, (codes, residuals) = self.step(clips(self.sound, rng, self.recipe.batch))
-        usage, codes = np.array(self.extra["usage"]), np.array(codes)
-        for k in range(len(usage)):
-            usage[k] += np.bincount(codes[:, k].ravel(), minlength=usage.shape[1]).astype(usage.dtype)
-        losses["unused"] = float((usage == 0).mean())
+        self.codebooks.learn(np.array(codes), np.array(residuals))
+        losses["unused"] = float((self.codebooks.usage < UNUSED).mean())
         if self.step_number % RESTART_EVERY == 0:
-            self._restart(usage, np.array(residuals), rng)
-            usage[:] = 0
-        self.extra["usage"] = mx.array(usage)
+            self.codebooks.restart(np.array(residuals), rng)
+        self.model.quantizer.embedding = self.codebooks.entries()
         return losses
 
-    def _restart(self, usage: np.ndarray, residuals: np.ndarray, rng: np.random.Generator) -> None:
-        """Put unused entries where the encoder's residuals are."""
-        books = np.array(self.model.quantizer.embedding)
-        for k, book in enumerate(books):
-            unused = rng.permutation(np.flatnonzero(usage[k] == 0))[:RESTARTED]
-            found = residuals[k].reshape(-1, book.shape[-1])
-            book[unused] = found[rng.choice(len(found), len(unused), replace=len(found) < len(unused))]
-        self.model.quantizer.embedding = mx.array(books)
+    def save(self, path: Path) -> None:
+        self.extra = {"usage": mx.array(self.codebooks.usage), "sums": mx.array(self.codebooks.sums)}
+        super().save(path)
+
+    def resume(self, path: Path) -> None:
+        super().resume(path)
+        if self.extra:
+            self.codebooks = Codebooks(*(np.array(self.extra[name]) for name in ("usage", "sums")))
 
 
 def ready(model: MimiModel) -> MimiModel:

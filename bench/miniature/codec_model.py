@@ -18,15 +18,21 @@ from moshi_mlx.mimi import MimiModel, ResidualBlock, SEANetStack
 from moshi_mlx.quantizer import SplitResidualVectorQuantizer
 from moshi_mlx.transformer import Transformer, TransformerLayer
 
+GAIN = 1.2  # makes up for what ELU takes away
+# Speech is brought to 1 by the first convolution and back by the last: near zero ELU is a straight line, and layers of
+# straight lines learn hardly anything.
+LOUDNESS = 0.1
+
 
 class Coded(NamedTuple):
-    """What a clip became: sound [B, T]; codes [B, K, frames]; residuals [K, B, frames, dim] that each codebook saw."""
+    """What a clip became: sound [B, T]; codes [B, K, frames]; residuals [K, B, frames, dim] that each codebook saw;
+    how far, squared, those were from the entries chosen.
+    """
 
     sound: mx.array
     codes: mx.array
     residuals: mx.array
-    codebook_error: mx.array
-    commitment_error: mx.array
+    commitment: mx.array
 
 
 def elu(x: mx.array) -> mx.array:
@@ -144,23 +150,20 @@ def quantize(quantizer: SplitResidualVectorQuantizer, latent: mx.array) -> tuple
     halves = mx.split(quantizer.input_proj(latent), 2, axis=-1)
     semantic, total = quantizer.num_semantic, len(quantizer.embedding)
     outputs, codes, residuals = [], [], []
-    codebook_error = commitment_error = mx.array(0.0)
+    commitment = mx.array(0.0)
     for half, books in zip(halves, (range(semantic), range(semantic, total)), strict=True):
         residual = half
         for k in books:
             entries = quantizer.embedding[k : k + 1].squeeze(0)
-            fixed = mx.stop_gradient(residual)
-            distance = 0.5 * mx.square(entries).sum(axis=-1) - fixed @ mx.stop_gradient(entries).T
+            residuals.append(mx.stop_gradient(residual))
+            distance = 0.5 * mx.square(entries).sum(axis=-1) - residuals[-1] @ entries.T
             code = mx.stop_gradient(mx.argmin(distance, axis=-1))
-            chosen = entries[code]
-            codebook_error += mx.square(fixed - chosen).mean()
-            commitment_error += mx.square(residual - mx.stop_gradient(chosen)).mean()
             codes.append(code)
-            residuals.append(fixed)
-            residual = residual - mx.stop_gradient(chosen)
+            residual = residual - entries[code]
+            commitment += mx.square(residual).mean()
         outputs.append(half - mx.stop_gradient(residual))
     quantized = quantizer.output_proj(mx.concatenate(outputs, axis=-1))
-    coded = Coded(quantized, mx.stack(codes, axis=1), mx.stack(residuals), codebook_error, commitment_error)
+    coded = Coded(quantized, mx.stack(codes, axis=1), mx.stack(residuals), commitment)
     return quantized, coded
 
 
@@ -185,11 +188,11 @@ def initialize(model: MimiModel, seed: int) -> None:
 
     for _, module in model.named_modules():
         if isinstance(module, CausalConv):
-            module.taps = [normal(tap.shape, len(module.taps) * tap.shape[0]) for tap in module.taps]
+            module.taps = [normal(tap.shape, len(module.taps) * tap.shape[0], GAIN) for tap in module.taps]
         elif isinstance(module, StridedConv):
-            module.blocks = [normal(block.shape, 2 * block.shape[0]) for block in module.blocks]
+            module.blocks = [normal(block.shape, 2 * block.shape[0], GAIN) for block in module.blocks]
         elif isinstance(module, TransposedConv):
-            module.weight = normal(module.weight.shape, 2 * module.weight.shape[0])
+            module.weight = normal(module.weight.shape, 2 * module.weight.shape[0], GAIN)
         elif "weight" in module and module.weight.ndim == 2:
             module.weight = normal(module.weight.shape, module.weight.shape[0])
     for _, module in model.named_modules():
@@ -198,6 +201,9 @@ def initialize(model: MimiModel, seed: int) -> None:
         elif isinstance(module, TransformerLayer):
             module.self_attn.out_proj.weight = 0.1 * module.self_attn.out_proj.weight
             module.mlp.linear2.weight = 0.1 * module.mlp.linear2.weight
+    first, last = model.encoder.layers[0], model.decoder.layers[-1]
+    first.taps = [tap / (GAIN * LOUDNESS) for tap in first.taps]
+    last.taps = [LOUDNESS * tap for tap in last.taps]
     model.upsample.halves = [
         mx.full(half.shape, 1.0 if n == 0 else 0.0) for n, half in enumerate(model.upsample.halves)
     ]

@@ -28,7 +28,7 @@ REPLY_AFTER, STOP_AFTER = 0.4, 0.32
 INTERRUPTED = 0.15  # share of answers
 FADE = 240  # samples
 SPEAKERS = ("SPEAKER_MAIN", "SPEAKER_USER")
-SETS = {"train": 3000, "valid": 60}
+SETS = {"train": 1500, "valid": 40}
 
 
 class Turn(NamedTuple):
