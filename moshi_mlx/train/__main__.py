@@ -38,7 +38,7 @@ def _train(argv: Sequence[str]) -> int:
 
     trainer = Trainer(chosen)
     stop = threading.Event()
-    with _stopping(stop):
+    with _stopping(stop) if trainer.is_alone else contextlib.nullcontext():
         return 0 if trainer.run(stop) else 130
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import text
 from ..errors import InputError
+from ..mimi import FRAMES_PER_CALL
 from ..moshi import MoshiForConditionalGeneration
 from ..safetensors import load_lazily
 from . import recordings
@@ -26,7 +27,6 @@ from .recordings import Conversation, Word
 
 INDEX = "prepared.json"
 SHARD_SECONDS = 600  # of sound: about what an interruption costs
-FRAMES_PER_CALL = 16
 
 
 def settings_of(model: MoshiForConditionalGeneration) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def save(folder: Path, progress: Progress, options: Options, model: MoshiForCond
 
 def adapter_config(options: Options) -> dict[str, Any]:
     """As mlx_lm writes it."""
-    values = dataclasses.asdict(options)
-    return values | {"lora_parameters": {"rank": values.pop("rank"), "scale": values.pop("scale"), "dropout": 0.0}}
+    values = {key: value for key, value in dataclasses.asdict(options).items() if key not in ("rank", "scale")}
+    return values | {"lora_parameters": {"rank": options.rank, "scale": options.scale, "dropout": 0.0}}
 
 
 def kyutai_config_of(options: Options, model: MoshiForConditionalGeneration) -> dict[str, Any]:
@@ -98,6 +98,7 @@ def resume(options: Options) -> Progress | None:
             state.setdefault(name, {})[leaf[0]] = value
         else:
             state[name] = value
+    mx.eval(weights, state)  # read now: the next save replaces the file
     return Progress(int(metadata["done"]), weights, state)
 
 

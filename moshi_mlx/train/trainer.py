@@ -49,6 +49,11 @@ class Trainer:
         settings = (options.max_grad_norm, options.grad_checkpoint, options.compile, self._group)
         self._steps = Steps(self.model, self._optimizer, *settings)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process takes part: then the run may be stopped after any iteration."""
+        return bool(self._group.size() == 1)
+
     def _say(self, line: str) -> None:
         if self._first:
             say(line)
@@ -76,7 +81,7 @@ class Trainer:
         elif o.resume_adapter_file is not None and self._first:
             chosen |= self._start_from(o.resume_adapter_file)
         mine = resumed or Progress(0, chosen, self._optimizer.state)
-        if self._group.size() == 1:
+        if self.is_alone:
             return mine
         weights, optimizer = tree_map(self._broadcast, (mine.weights, mine.optimizer))
         return Progress(int(np.array(self._broadcast(mx.array(mine.done)))), weights, optimizer)
@@ -101,6 +106,8 @@ class Trainer:
     def run(self, stop: threading.Event) -> bool:
         """Train to the last iteration, or until `stop` is set; what is done is saved. False where it was stopped."""
         curve = self._curve()
+        if self.progress.done >= self.options.iters:
+            self._say(f"nothing to do: {self.progress.done} iterations are done, of {self.options.iters}")
         if self.progress.done == 0:
             self._validate(curve)
         began, since = time.monotonic(), self.progress.done
