@@ -50,7 +50,9 @@ class Stream(NamedTuple):
 def talk(model: MoshiForConditionalGeneration, sound: np.ndarray, seed: int) -> Talk:
     """A conversation about `sound` float32 [n], drawn as the model's own settings say."""
     config = model.config
-    user = np.array(model.audio_encoder.encode(mx.array(sound[None]), config.user_codebooks))[0]  # [user, frames]
+    user = np.array(model.audio_encoder.encode(sound[None], num_quantizers=config.user_codebooks).audio_codes)[
+        0
+    ]  # [user, frames]
     sampling = _sampling(model)
     state = duplex.init_state(model, [seed])
     step = mx.compile(lambda codes, state: duplex.language_step(model, codes, state, sampling))
@@ -95,7 +97,7 @@ def distributions(model: MoshiForConditionalGeneration, said: Talk, done: Callab
     for start in range(0, count, POSITIONS):
         end = min(start + POSITIONS, count)
         tokens = mx.array(said.inputs[None, :, start:end])
-        hidden, logits, state = model.decoder(tokens, state)
+        hidden, logits, state = model.decoder.step(tokens, state)
         heads = [logits[0], *_depth_logits(model, hidden[0], said, start, end)]
         heads = [
             head.astype(mx.float32) - mx.logsumexp(head.astype(mx.float32), axis=-1, keepdims=True) for head in heads
@@ -116,7 +118,7 @@ def _depth_logits(
         seen.append(logits)
         return mx.array(said.codes[step, start:end])
 
-    model.depth_decoder(hidden, mx.array(said.text[start:end]), forced)
+    model.depth_decoder.sample(hidden, mx.array(said.text[start:end]), forced)
     return seen
 
 

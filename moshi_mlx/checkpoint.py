@@ -78,9 +78,18 @@ def load(
     stored one. The codec always runs in float32. `adapter` is put on the model: see `lora.load`.
     Raises CheckpointError or ConfigError, naming file and tensor or key.
     """
-    if dtype is not None and not mx.issubdtype(dtype, mx.floating):
-        raise ConfigError(f"dtype: got {dtype}, expected a floating type such as mlx.core.bfloat16")
-    checkpoint = open_checkpoint(local_folder(path_or_hub_id))
+    model = build(open_checkpoint(local_folder(path_or_hub_id)), dtype)
+    if adapter is not None:
+        from . import lora
+
+        lora.load(model, adapter)
+    mx.eval(model.parameters())
+    return model
+
+
+def build(checkpoint: Checkpoint, dtype: mx.Dtype | None = None) -> MoshiForConditionalGeneration:
+    """The model of a checkpoint; a parameter is read from its file only when it is evaluated. Raises ConfigError."""
+    check_dtype(dtype)
     if checkpoint.lora.get("lora") or checkpoint.lora.get("lora_name"):
         raise ConfigError(
             f"{checkpoint.folder / CONFIG_NAME}: key 'lora_name' is {checkpoint.lora.get('lora_name')!r}, which is not "
@@ -92,15 +101,15 @@ def load(
     codec = list(layouts.mimi(checkpoint.config.audio_encoder_config))
     fill(model.audio_encoder, codec, checkpoint.mimi.load(), mx.float32)
     if checkpoint.tokenizer:
-        model.tokenizer = _tokenizer(checkpoint.tokenizer, checkpoint.config)
+        model.tokenizer = load_tokenizer(checkpoint.tokenizer, checkpoint.config)
     model.sampling_defaults = checkpoint.sampling_defaults
-    if adapter is not None:
-        from . import lora
-
-        lora.load(model, adapter)
-    mx.eval(model.parameters())
     model.eval()
     return model
+
+
+def check_dtype(dtype: mx.Dtype | None) -> None:
+    if dtype is not None and not mx.issubdtype(dtype, mx.floating):
+        raise ConfigError(f"dtype: got {dtype}, expected a floating type such as mlx.core.bfloat16")
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -122,8 +131,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         pieces = translation.kyutai_pytorch(config, _generation(tensors)) if layout == "kyutai" else ()
         language = Part(tensors, list(pieces), files)
         mimi = _kyutai_mimi(found.mimi, config.audio_encoder_config)
-    quantized = _check_language(language, config)
-    _check_mimi(mimi, config.audio_encoder_config)
+    quantized = check_language(language, config)
+    check_mimi(mimi, config.audio_encoder_config)
     if "quantization" in found.rest:
         quantization.check_block(found.rest["quantization"], quantized, str(path))
     return Checkpoint(
@@ -166,7 +175,7 @@ def _huggingface_parts(tensors: dict[str, Tensor], files: dict[str, Path], confi
     return language, mimi
 
 
-def _check_mimi(part: Part, config: MimiConfig) -> None:
+def check_mimi(part: Part, config: MimiConfig) -> None:
     """Every tensor of the codec is there, of its shape; what says something of its training alone may be absent."""
     shapes = mimi_shapes(config)
     optional = layouts.mimi_unused(config)
@@ -175,7 +184,7 @@ def _check_mimi(part: Part, config: MimiConfig) -> None:
     _check(part, {name: shape for name, shape in expected.items() if name not in absent})
 
 
-def _check_language(part: Part, config: MoshiConfig) -> dict[str, Quantization | None]:
+def check_language(part: Part, config: MoshiConfig) -> dict[str, Quantization | None]:
     """Every tensor is there, of its shape and a type that it may have; how each matrix is quantized, by its path."""
     shapes = language_shapes(config)
     if part.pieces:
@@ -230,7 +239,7 @@ def _config(found: Found, layout: str, tensors: Mapping[str, Tensor], folder: Pa
         return MoshiConfig.from_kyutai(found.lm_config, str(folder / CONFIG_NAME), found.mimi_config)
     if layout == "kyutai":  # by Kyutai's own rule, a PyTorch folder without config.json is Moshi 7B
         return PRESETS["moshi-7b"]
-    sizes = _sizes(tensors)
+    sizes = sizes_of(tensors)
     for preset in PRESETS.values():
         if _preset_sizes(preset) == sizes:
             return preset
@@ -241,7 +250,7 @@ def _config(found: Found, layout: str, tensors: Mapping[str, Tensor], folder: Pa
     )
 
 
-def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """What the tensors of the MLX layout tell, quantized or not: rows are never packed."""
 
     def rows(name: str) -> int:
@@ -273,7 +282,7 @@ def _preset_sizes(config: MoshiConfig) -> dict[str, int]:
     return sizes | {f"depth_{n}": getattr(depth, n) for n in ("hidden_size", "num_hidden_layers", "ffn_dim")}
 
 
-def _tokenizer(path: Path, config: MoshiConfig) -> Any:
+def load_tokenizer(path: Path, config: MoshiConfig) -> Any:
     from sentencepiece import SentencePieceProcessor
 
     try:

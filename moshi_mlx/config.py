@@ -143,6 +143,13 @@ class MimiConfig(_Heads):
         return cls(**kyutai_config.mimi_fields(values, where))
 
     @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> MimiConfig:
+        """The codec's config of a folder or hub id: its own, or that of a whole Moshi."""
+        from .pretrained import mimi_config_of
+
+        return mimi_config_of(path_or_hub_id)
+
+    @classmethod
     def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MimiConfig:
         """From a `config.json` of model_type "mimi"."""
         return cls(**huggingface_config.mimi_fields(values, where))
@@ -204,6 +211,13 @@ class MoshiDepthConfig(_Heads):
     def schedule(self) -> tuple[int, ...]:
         """The set of weights of each step."""
         return self.weights_per_step_schedule or tuple(range(self.num_codebooks))
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> MoshiDepthConfig:
+        """The depth decoder's config of a folder or hub id."""
+        from .pretrained import depth_config_of
+
+        return depth_config_of(path_or_hub_id)
 
     @classmethod
     def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MoshiDepthConfig:
@@ -322,6 +336,13 @@ class MoshiConfig(_Heads):
         return cls(**kyutai_config.moshi_fields(values, where), audio_encoder_config=mimi or MimiConfig())
 
     @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> MoshiConfig:
+        """The config of a folder or hub id, in any layout."""
+        from .pretrained import config_of
+
+        return config_of(path_or_hub_id)
+
+    @classmethod
     def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MoshiConfig:
         """From a `config.json` of model_type "moshi"."""
         return cls(**huggingface_config.moshi_fields(values, where))
@@ -332,3 +353,10 @@ class MoshiConfig(_Heads):
 
 # Sizes by which a checkpoint without config.json is recognised. One row a published model family.
 PRESETS: dict[str, MoshiConfig] = {"moshi-7b": MoshiConfig()}
+# The same of text alone, in Kyutai's MLX layout.
+TEXT_PRESETS: dict[str, MoshiConfig] = {
+    "helium-1-preview-2b": MoshiConfig(
+        vocab_size=48000, hidden_size=2560, num_hidden_layers=24, num_attention_heads=20, rope_theta=100000.0,
+        sliding_window=4096, max_position_embeddings=4096, ffn_dim=14080, audio_delays=(), silent_text_tokens=(),
+    )
+}  # fmt: skip

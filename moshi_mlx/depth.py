@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -213,6 +214,13 @@ class MoshiDepthDecoder(nn.Module):
         draws, _ = noise(keys, [settings.candidates(self.config.audio_vocab_size)] * self.config.num_codebooks)
         codes = self.sample(hidden, text.squeeze(1), lambda step, logits: sample(logits, draws[step], settings))
         return mx.concatenate([text, codes], axis=1)
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Any) -> MoshiDepthDecoder:
+        """The depth decoder of a Moshi in any layout; `dtype`."""
+        from .pretrained import depth_decoder
+
+        return depth_decoder(path_or_hub_id, **settings)
 
 
 def layer_step(

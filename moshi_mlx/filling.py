@@ -9,6 +9,7 @@ import mlx.nn as nn
 
 from . import layouts, quantization
 from .config import MimiConfig, MoshiConfig
+from .helium import MoshiForCausalLM
 from .layouts import Row, join, linear
 from .linear import Embedding, QuantizedEmbedding
 from .mimi import MimiModel
@@ -74,6 +75,8 @@ def mimi_tensors_of(model: MimiModel) -> dict[str, mx.array]:
 
 def language_shapes(config: MoshiConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of `language_tensors_of` for these sizes; nothing is computed."""
+    if not config.audio_delays:
+        return _shapes(tensors_of(MoshiForCausalLM(config), layouts.kyutai_mlx_text(config)))
     return _shapes(language_tensors_of(MoshiForConditionalGeneration(config)))
 
 

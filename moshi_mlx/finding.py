@@ -36,10 +36,10 @@ def find_kyutai(folder: Path, config: dict[str, Any] | None) -> Found:
     """The files of a folder in one of Kyutai's layouts."""
     if config is None:
         files = {name: _existing(folder, name) for name in (MIMI_NAME, TOKENIZER_NAME)}
-        return Found(_weights(folder, None), files[MIMI_NAME], files[TOKENIZER_NAME], None, MimiConfig(), {})
+        return Found(weights_of(folder, None), files[MIMI_NAME], files[TOKENIZER_NAME], None, MimiConfig(), {})
     where = str(folder / CONFIG_NAME)
     _refuse_other_models(config, where)
-    weights = _weights(folder, config.pop("moshi_name", None))
+    weights = weights_of(folder, config.pop("moshi_name", None))
     mimi = _existing(folder, config.pop("mimi_name", MIMI_NAME))
     tokenizer = _existing(folder, config.pop("tokenizer_name", TOKENIZER_NAME))
     rest = {key: config.pop(key) for key in ("lm_gen_config", "model_id", "quantization", *LORA_KEYS) if key in config}
@@ -56,7 +56,7 @@ def find_huggingface(folder: Path) -> Found:
     if len(tokenizers) > 1:
         raise CheckpointError(f"{folder}: expected one tokenizer, found {' and '.join(p.name for p in tokenizers)}")
     rest = {"lm_gen_config": _huggingface_sampling(folder / "generation_config.json")}
-    return Found(_weights(folder, None), None, tokenizers[0] if tokenizers else None, None, MimiConfig(), rest)
+    return Found(weights_of(folder, None), None, tokenizers[0] if tokenizers else None, None, MimiConfig(), rest)
 
 
 def _huggingface_sampling(path: Path) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _huggingface_sampling(path: Path) -> dict[str, Any]:
     return said
 
 
-def _weights(folder: Path, name: str | None) -> dict[str, Path]:
+def weights_of(folder: Path, name: str | None) -> dict[str, Path]:
     """The file of every tensor, by an index where there is one; of a single file under the name ''."""
     if name is None and (folder / INDEX_NAME).is_file():
         name = INDEX_NAME

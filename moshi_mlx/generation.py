@@ -199,7 +199,7 @@ def _check_lengths(batch: int, length: int, text: np.ndarray, heard: np.ndarray,
     """All streams have the columns of Moshi's; the user's may go on."""
     shapes = {"input_ids": (len(text), text.shape[2]), "user_audio_codes": (len(heard), heard.shape[2])}
     if embeds is not None:
-        shapes["inputs_embeds"] = embeds.shape[:2]
+        shapes["inputs_embeds"] = (len(embeds), embeds.shape[1])
     for name, (rows, columns) in shapes.items():
         if rows != batch or columns < length or (columns > length and name != "user_audio_codes"):
             more = " or more" if name == "user_audio_codes" else ""
@@ -238,7 +238,7 @@ def _check_initial(own: np.ndarray, lengths: np.ndarray, initial: int) -> None:
 
 
 def _tokens_before(prompt: Prompt, back: list[int], first: int, initial: int) -> np.ndarray:
-    """The tokens int [B, len(back)] of streams from `first` on, back[k] columns before the prompt's end (1: the last)."""
+    """The tokens int [B, len(back)] of streams from `first` on, back[k] columns before the prompt's end."""
     index = prompt.lengths[:, None] - np.array(back)
     columns = prompt.columns[:, first : first + len(back)]
     taken = np.take_along_axis(columns, np.maximum(index, 0)[:, :, None], axis=2)[:, :, 0]
@@ -348,7 +348,7 @@ def _sound(model: MoshiForConditionalGeneration, codes: np.ndarray) -> mx.array:
     sound = model.audio_encoder.decode(packed).audio_values
     if not late.any():
         return sound
-    return mx.stack([mx.roll(row, int(n) * size, axis=1) for row, n in zip(sound, late, strict=True)])
+    return mx.array(np.stack([np.roll(row, n * size, axis=1) for row, n in zip(np.array(sound), late, strict=True)]))
 
 
 class _Watch:

@@ -7,6 +7,7 @@ nothing of it is computed.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -119,6 +120,13 @@ class MoshiModel(nn.Module):
             return inputs_embeds.astype(self.dtype)
         return self.embed_tokens(inputs.tokens("input_ids", input_ids, (None, None), -1, self.config.table_rows[0] - 1))
 
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Any) -> MoshiModel:
+        """The temporal transformer of a folder or hub id, in any layout; `dtype`, `config`."""
+        from .pretrained import model_of
+
+        return model_of(path_or_hub_id, **settings)
+
 
 def _unpacked(x: mx.array, packed: Packing | None) -> mx.array:
     return x if packed is None else packed.unpack(x)
@@ -184,6 +192,13 @@ class MoshiForCausalLM(nn.Module):
         from .generation import generate_text
 
         return generate_text(self, input_ids, **settings)
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Any) -> MoshiForCausalLM:
+        """The temporal transformer and text head of a Moshi in any layout, or Helium-1; `dtype`, `config`."""
+        from .pretrained import causal_lm
+
+        return causal_lm(path_or_hub_id, **settings)
 
 
 def _kept(hidden: mx.array, logits_to_keep: Any) -> mx.array:

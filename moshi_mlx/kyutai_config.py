@@ -99,6 +99,28 @@ def moshi_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return fields
 
 
+def text_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """From the `config.json` of a model of text alone, but for `ffn_dim`, on which Kyutai's packages do not agree."""
+    keys = Keys(values, where)
+    heads = keys.take("num_heads", int)
+    fields = {
+        "vocab_size": keys.take("text_card", int),
+        "hidden_size": keys.take("dim", int),
+        "num_hidden_layers": keys.take("num_layers", int),
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // keys.take("kv_repeat", int, 1),
+        "rope_theta": keys.take("max_period", float, 10000.0),
+        "sliding_window": keys.take("context", int),
+        "rms_norm_eps": _norm_eps(keys),
+        "audio_delays": (),
+        "silent_text_tokens": (),
+    }
+    keys.expect(n_q=0, dep_q=0, delays=[0], causal=True, gating="silu", positional_embedding="rope")
+    keys.ignore("hidden_scale", "card", "model_type", "moshi_name", "tokenizer_name")
+    keys.finish()
+    return fields
+
+
 def _norm_eps(keys: Keys) -> float:
     norms = {"rms_norm_f32": 1e-8, "rms_norm": 1e-5}
     norm = keys.take("norm", str)

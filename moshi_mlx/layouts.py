@@ -63,6 +63,8 @@ def kyutai_mlx(config: MoshiConfig) -> Iterator[Row]:
     yield Row("decoder.model.norm.weight", ("out_norm.weight",), join)
     for n in range(config.num_hidden_layers):
         yield from _mlx_layer(f"decoder.model.transformer.layers.{n}", f"transformer.layers.{n}")
+    if not config.audio_delays:  # a model of text alone
+        return
     depth = config.depth_decoder_config
     firsts = [depth.schedule.index(s) for s in range(max(depth.schedule) + 1)]
     inputs = tuple(f"depformer.slices.{step}.linear_in.weight" for step in firsts)
@@ -77,6 +79,11 @@ def kyutai_mlx(config: MoshiConfig) -> Iterator[Row]:
         shared = f"depformer.slices.{firsts[s]}"
         for n in range(depth.num_hidden_layers):
             yield from _mlx_layer(f"{ours}.transformer.layers.{n}", f"{shared}.transformer.layers.{n}")
+
+
+def kyutai_mlx_text(config: MoshiConfig) -> list[Row]:
+    """Of those the rows of a model of text alone, which is a MoshiForCausalLM."""
+    return [row._replace(ours=row.ours.removeprefix("decoder.")) for row in kyutai_mlx(config)]
 
 
 def kyutai_mlx_repeats(config: MoshiConfig) -> dict[str, str]:

@@ -10,7 +10,7 @@ before it can see it there, so that the causal mask is all that attention needs,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -88,19 +88,24 @@ def attend(
     `weights`, where given, gets the attention weights [B, H, T, capacity + T] of the layer appended, oldest first.
     """
     length = q.shape[2]
-    parts = []
+    parts: list[mx.array] = []
     size = BLOCK if weights is None else length
+    bands: dict[tuple[int, int], Any] = {}  # most blocks have the same
     for start in range(0, length, size):
         end = min(start + size, length)
         first = 0 if weights is not None else max(0, start - span.context + 1)
-        distance = mx.arange(start, end)[:, None] - mx.arange(first, end)
-        mask = (distance >= 0) & (distance < span.context)
+        shape = (end - start, end - first)
+        whole = end <= span.context and span.past is None and weights is None
+        mask = bands.setdefault(shape, "causal" if whole else _band(*shape, span.context))
         keys, values = k[:, :, first:end], v[:, :, first:end]
         if span.past is not None:
             mask = mx.concatenate([span.past[:, :, start:end], _rows(mask, len(q))], axis=-1)
-            keys, values = (mx.concatenate([ring[side], new], axis=2) for side, new in
-                            (("keys", keys), ("values", values)))  # fmt: skip
+            keys, values = (
+                mx.concatenate([ring[side], new], axis=2) for side, new in (("keys", keys), ("values", values))
+            )
         block = q[:, :, start:end]
+        if parts:  # one block after the other, or the scores of many are in memory at once
+            block = mx.depends(block, parts[-1])
         if weights is None:
             parts.append(mx.fast.scaled_dot_product_attention(block, keys, values, scale=scale, mask=mask))
         else:
@@ -108,6 +113,12 @@ def attend(
             parts.append(seen @ _repeated(values, q))
             weights.append(_oldest_first(seen, span.age))
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
+
+
+def _band(queries: int, keys: int, context: int) -> mx.array:
+    """bool [queries, keys]: what the last `queries` of `keys` positions see."""
+    distance = mx.arange(keys - queries, keys)[:, None] - mx.arange(keys)
+    return (distance >= 0) & (distance < context)
 
 
 def _rows(mask: mx.array, batch: int) -> mx.array:

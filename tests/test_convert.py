@@ -673,7 +673,8 @@ def test_save_a_model(model, sources, tmp_path, layout):
     check_tokens_of(tmp_path / "saved")
     pcm = mx.array(np.random.default_rng(0).normal(size=(1, 1920 * 4)).astype(np.float32) * 0.1)
     again = moshi_mlx.load(tmp_path / "saved")
-    np.testing.assert_array_equal(loaded.audio_encoder.encode(pcm, 8), again.audio_encoder.encode(pcm, 8))
+    codes, same = (m.audio_encoder.encode(pcm, num_quantizers=8).audio_codes for m in (loaded, again))
+    np.testing.assert_array_equal(codes, same)
 
 
 def test_save_a_quantized_model(wide, tmp_path):
