@@ -6,8 +6,10 @@ Flags follow mlx_lm.convert, which people who convert models for MLX know.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -86,19 +88,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status, which --help describes."""
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {"inspect": inspecting.main, "compare": comparing.main}
-    handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _end_on_kill()
         if argv and argv[0] in commands:
             return commands[argv[0]](argv[1:], _Parser)
         return convert(_parser().parse_args(argv))
     except MoshiError as error:
         print(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # nobody reads what was done any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"{PROGRAM}: error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted, nothing was written", file=sys.stderr)
         return 130
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+
+
+def _end_on_kill() -> None:
+    """`kill` ends like Ctrl-C; only the main thread can ask for that."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -141,6 +153,9 @@ def _check_flags(arguments: argparse.Namespace) -> None:
     for flag, value in given.items():
         if value is not None and not arguments.quantize:
             raise InputError(f"{flag}: has no meaning without -q")
+    if arguments.quantize:  # before anything is downloaded
+        usual = recipes.general(arguments.q_bits, arguments.q_group_size, arguments.q_mode)
+        recipes.rule_of(arguments.quant_predicate, usual, arguments.q_bits is not None)
     if arguments.generation != 1 and arguments.to != "kyutai":
         raise InputError("--generation: has no meaning without --to kyutai")
     if arguments.max_shard_size != writing.MAX_SHARD_BYTES and arguments.to == "kyutai":

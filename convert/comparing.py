@@ -17,15 +17,17 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from moshi_mlx import duplex
+from moshi_mlx import audio, duplex, preflight
 from moshi_mlx.checkpoint import load
 from moshi_mlx.duplex import DuplexSampling
 from moshi_mlx.errors import InputError
 from moshi_mlx.moshi import MoshiForConditionalGeneration
 
 from .inspecting import size
+from .progress import progress
 
 POSITIONS = 32  # of one call
+PICTURES = (".png", ".svg", ".pdf")
 
 
 class Talk(NamedTuple):
@@ -185,25 +187,35 @@ def _parser(parser_class: Any) -> Any:
 
 def main(argv: Sequence[str], parser_class: Any) -> int:
     """`compare`: prints the table, draws the picture and returns the exit status."""
-    from moshi_mlx import audio, preflight
-
-    from .progress import progress
-
     arguments = _parser(parser_class).parse_args(argv)
     plot = _plot_path(arguments.plot)
+    if not 0 <= arguments.seed < 2**64:
+        raise InputError(f"--seed: got {arguments.seed}, expected a whole number from 0 to 2**64 - 1")
     if not arguments.input.is_file():
         raise InputError(f"{arguments.input}: no such sound file")
-    models, results, sizes = (arguments.a, arguments.b), [], []
-    said: Talk | None = None
-    for name in models:
+    said, results, sizes = _ask((arguments.a, arguments.b), arguments.input, arguments.seed)
+    streams = figures(results[0], results[1], said)
+    print(table(streams, (sizes[0], sizes[1]), said.inputs.shape[1]))
+    if plot:
+        picture(plot, streams, (sizes[0], sizes[1]), (arguments.a, arguments.b))
+        print(f"picture in {plot}")
+    else:
+        print("no picture: that needs pip install 'moshi_mlx[plot]'")
+    return 0
+
+
+def _ask(names: tuple[str, str], path: Path, seed: int) -> tuple[Talk, list[list[np.ndarray]], list[int]]:
+    """The talk of the first model, and of both their distributions and bytes; one is in memory at a time."""
+    results, sizes = [], []
+    said, wanted = None, None
+    for name in names:
         model = load(name)
         if said is None:
-            config = model.config.audio_encoder_config
-            sound = audio.read_sound(arguments.input, config.sampling_rate)
-            said = talk(model, sound[: max(1, len(sound) // config.frame_size) * config.frame_size], arguments.seed)
-            wanted = _sizes(model)
+            config, wanted = model.config.audio_encoder_config, _sizes(model)
+            sound = audio.read_sound(path, config.sampling_rate)
+            said = talk(model, np.pad(sound, (0, -len(sound) % config.frame_size)), seed)
         elif _sizes(model) != wanted:
-            raise InputError(f"{name}: has other streams or vocabularies than {models[0]}, so they cannot be compared")
+            raise InputError(f"{name}: has other streams or vocabularies than {names[0]}, so they cannot be compared")
         with progress(str(name), said.inputs.shape[1]) as done:
             results.append(distributions(model, said, done))
         sizes.append(preflight.weight_bytes(model)[0])
@@ -211,14 +223,7 @@ def main(argv: Sequence[str], parser_class: Any) -> int:
         gc.collect()
         mx.clear_cache()
     assert said is not None
-    streams = figures(results[0], results[1], said)
-    print(table(streams, (sizes[0], sizes[1]), said.inputs.shape[1]))
-    if plot:
-        picture(plot, streams, (sizes[0], sizes[1]), models)
-        print(f"picture in {plot}")
-    else:
-        print("no picture: that needs pip install 'moshi_mlx[plot]'")
-    return 0
+    return said, results, sizes
 
 
 def _sizes(model: MoshiForConditionalGeneration) -> tuple[Any, ...]:
@@ -234,4 +239,7 @@ def _plot_path(asked: Path | None) -> Path | None:
         if asked is not None:
             raise InputError("--plot: needs matplotlib; pip install 'moshi_mlx[plot]'")
         return None
-    return asked or Path("compare.png")
+    path = asked or Path("compare.png")
+    if path.suffix not in PICTURES:
+        raise InputError(f"--plot: got {path}, expected a name that ends in {', '.join(PICTURES)}")
+    return path

@@ -18,7 +18,7 @@ from moshi_mlx import translation
 from moshi_mlx.config import MoshiConfig
 from moshi_mlx.errors import CheckpointError, InputError
 from moshi_mlx.finding import CONFIG_NAME, read_json
-from moshi_mlx.safetensors import Tensor, as_mx, as_stored, stored
+from moshi_mlx.safetensors import Tensor, TensorInfo, as_mx, as_stored, code_of, mx_type, stored
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 
@@ -39,45 +39,34 @@ def settings(path: Path, of_source: Mapping[str, Any], scaling: float | None) ->
 
 
 def merged(
-    weights: Mapping[str, Tensor], config: MoshiConfig, path: Path, scaling: float, rank: int | None
-) -> dict[str, Tensor]:
+    weights: Mapping[str, Tensor], config: MoshiConfig, path: Path, scaling: float, rank: int | None,
+    dtype: mx.Dtype | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """The weights (MLX names) with the adapters of a file in them, each merged in float32 when it is read.
+
+    What is merged has the type `dtype`, or the weight's.
 
     Raises CheckpointError, naming the tensor, where the adapters are of another rank or another base.
     """
-    adapters = stored(path)
-    base = {piece.theirs[0]: piece.mlx for piece in translation.kyutai_pytorch(config, generation=2)}
+    adapters, pieces = stored(path), list(translation.kyutai_pytorch(config, generation=2))
+    shapes = translation.expected_shapes(pieces, {name: tensor.info.shape for name, tensor in weights.items()})
     result, used = dict(weights), set[str]()
-    for theirs, names in base.items():
-        stem = theirs.removesuffix(".weight")
-        pair = [name for name in (stem + A, stem + B) if name in adapters]
-        used |= {*pair, theirs} & set(adapters)
-        if theirs in adapters:
-            whole = adapters[theirs]
-            _expect(
-                path, theirs, whole, translation.expected_shapes([_piece(config, theirs)], _shapes(weights))[theirs]
-            )
-            result |= {name: _cast_like(whole, weights[name]) for name in names}
-        if pair:
-            if len(pair) == 1:
-                raise CheckpointError(
-                    f"{path}: tensor {pair[0]!r} has no partner {stem + (B if A in pair[0] else A)!r}"
-                )
+    for piece in pieces:
+        theirs = piece.theirs[0]
+        pair = [theirs.removesuffix(".weight") + leaf for leaf in (A, B)]
+        found = [name for name in (theirs, *pair) if name in adapters]
+        used |= {*found}
+        if found == [theirs]:
+            _expect(path, theirs, adapters[theirs], shapes[theirs])
+            result |= {name: _cast(adapters[theirs], weights[name], dtype) for name in piece.mlx}
+        elif found:
+            _check_pair(path, pair, found, adapters, shapes[theirs], rank)
             down, up = (adapters[name] for name in pair)
-            _check_pair(path, stem, down, up, weights[names[0]].info.shape, rank)
-            result |= {name: _sum(result[name], down, up, scaling) for name in names}
+            result |= {name: _sum(weights[name], down, up, scaling, dtype) for name in piece.mlx}
     left = sorted(set(adapters) - used)
     if left:
         raise CheckpointError(f"{path}: tensor {left[0]!r} belongs to no layer of this model; is it another base's?")
     return result
-
-
-def _piece(config: MoshiConfig, theirs: str) -> translation.Piece:
-    return next(piece for piece in translation.kyutai_pytorch(config, generation=2) if piece.theirs[0] == theirs)
-
-
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tensor.info.shape for name, tensor in weights.items()}
 
 
 def _expect(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -87,24 +76,35 @@ def _expect(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> No
         )
 
 
-def _check_pair(path: Path, stem: str, down: Tensor, up: Tensor, base: tuple[int, ...], rank: int | None) -> None:
-    found = rank or down.info.shape[0]
-    _expect(path, stem + A, down, (found, base[1]))
-    _expect(path, stem + B, up, (base[0], found))
+def _check_pair(
+    path: Path, pair: list[str], found: list[str], adapters: Mapping[str, Tensor], base: tuple[int, ...],
+    rank: int | None,
+) -> None:  # fmt: skip
+    """Both adapters of a layer are there, alone, and of the shapes that its base and the rank ask for."""
+    if len(found) == 1:
+        partner = next(name for name in pair if name not in found)
+        raise CheckpointError(f"{path}: tensor {found[0]!r} has no partner {partner!r}")
+    if found != pair:
+        raise CheckpointError(f"{path}: tensor {found[0]!r} is there whole and as adapters; expected one of them")
+    rank = rank or adapters[pair[0]].info.shape[0]
+    _expect(path, pair[0], adapters[pair[0]], (rank, base[1]))
+    _expect(path, pair[1], adapters[pair[1]], (base[0], rank))
 
 
-def _sum(weight: Tensor, down: Tensor, up: Tensor, scaling: float) -> Tensor:
+def _sum(weight: Tensor, down: Tensor, up: Tensor, scaling: float, dtype: mx.Dtype | None) -> Tensor:
+    info = TensorInfo(code_of(dtype) if dtype else weight.info.dtype, weight.info.shape)
+
     def read() -> np.ndarray:
         w, a, b = (as_mx(t.read(), t.info.dtype).astype(mx.float32) for t in (weight, down, up))
-        whole = w + scaling * (b @ a)
-        return as_stored(whole.astype(as_mx(weight.read()[:1], weight.info.dtype).dtype))
+        return as_stored((w + scaling * (b @ a)).astype(mx_type(info.dtype)))
 
-    return Tensor(weight.info, read)
+    return Tensor(info, read)
 
 
-def _cast_like(whole: Tensor, weight: Tensor) -> Tensor:
+def _cast(whole: Tensor, weight: Tensor, dtype: mx.Dtype | None) -> Tensor:
+    info = TensorInfo(code_of(dtype) if dtype else weight.info.dtype, weight.info.shape)
+
     def read() -> np.ndarray:
-        kind = as_mx(weight.read()[:1], weight.info.dtype).dtype
-        return as_stored(as_mx(whole.read(), whole.info.dtype).astype(kind)).reshape(weight.info.shape)
+        return as_stored(as_mx(whole.read(), whole.info.dtype).astype(mx_type(info.dtype))).reshape(info.shape)
 
-    return Tensor(weight.info, read)
+    return Tensor(info, read)

@@ -15,16 +15,17 @@ import mlx.core as mx
 import numpy as np
 
 from moshi_mlx import layouts, quantization, writing
-from moshi_mlx.checkpoint import Checkpoint
+from moshi_mlx.checkpoint import Checkpoint, read_tokenizer
 from moshi_mlx.errors import InputError
 from moshi_mlx.filling import language_shapes
 from moshi_mlx.quantization import PARTS, Quantization
-from moshi_mlx.safetensors import FLOATS, Block, Tensor, TensorInfo, as_mx, as_stored, code_of
+from moshi_mlx.safetensors import FLOATS, Block, Tensor, TensorInfo, as_mx, as_stored, code_of, mx_type
 from moshi_mlx.writing import Contents, Plan, plain_blocks
 
 from . import lora, recipes
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+PROCESSORS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
 # What MLX may keep of freed buffers while it converts.
 BUFFER_CACHE_BYTES = 2**28
 
@@ -59,33 +60,50 @@ class Outcome(NamedTuple):
 def prepare(checkpoint: Checkpoint, options: Options) -> Outcome:
     """The plan of the converted folder. Raises InputError, ConfigError or CheckpointError for what cannot be."""
     mx.set_cache_limit(BUFFER_CACHE_BYTES)
-    config, shapes = checkpoint.config, language_shapes(checkpoint.config)
     _check_options(checkpoint, options)
-    weights = _with_repeats(checkpoint)
-    if options.lora:
-        scaling, rank = lora.settings(options.lora, checkpoint.lora, options.lora_scaling)
-        weights = lora.merged(weights, config, options.lora, scaling, rank)
-    if options.dtype:
-        weights = {name: cast(tensor, DTYPES[options.dtype]) for name, tensor in weights.items()}
-    if options.dequantize:
-        weights = dequantized(weights, quantization.of_all(_infos(weights), shapes, str(checkpoint.folder)))
+    weights = _transformed(checkpoint, options)
     contents = Contents.of(checkpoint)
-    if options.tokenizer:
-        contents = contents._replace(tokenizer=options.tokenizer.read_bytes())
+    tokenizer = options.tokenizer or checkpoint.tokenizer
+    if tokenizer:
+        read_tokenizer(tokenizer, checkpoint.config)
+        contents = contents._replace(tokenizer=tokenizer.read_bytes())
     if options.to == "huggingface":
-        return Outcome(writing.plan_huggingface(contents, weights, options.max_shard_bytes), {}, [])
+        plan = writing.plan_huggingface(contents, weights, options.max_shard_bytes)
+        return Outcome(plan._replace(small={**_processors(checkpoint), **plan.small}), {}, [])
     if options.to == "kyutai":
         return Outcome(writing.plan_kyutai(contents, weights, options.generation), {}, [])
-    kept: list[str] = []
+    shapes = language_shapes(checkpoint.config)
+    weights, kept = _ordered(weights, shapes), list[str]()
     if options.quantize:
         usual = recipes.general(options.bits, options.group_size, options.mode)
-        explicit = options.bits is not None
-        kinds, kept = recipes.assign(shapes, recipes.rule_of(options.predicate, usual, explicit), config)
-        blocks = quantized_blocks(_ordered(weights, shapes), kinds)
+        rule = recipes.rule_of(options.predicate, usual, options.bits is not None)
+        kinds, kept = recipes.assign(shapes, rule, checkpoint.config)
+        blocks = quantized_blocks(weights, kinds)
     else:
         kinds = quantization.of_all(_infos(weights), shapes, str(checkpoint.folder))
-        blocks = plain_blocks(_ordered(weights, shapes))
+        blocks = plain_blocks(weights)
     return Outcome(writing.plan_mlx(contents, blocks, kinds, options.max_shard_bytes), kinds, kept)
+
+
+def _processors(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """What a folder in Hugging Face's layout has for its users besides the model."""
+    if checkpoint.layout != "huggingface":
+        return {}
+    return {path.name: path.read_bytes() for name in PROCESSORS if (path := checkpoint.folder / name).is_file()}
+
+
+def _transformed(checkpoint: Checkpoint, options: Options) -> dict[str, Tensor]:
+    """The source's tensors under their MLX names, merged, cast and dequantized as asked for."""
+    weights, dtype = _with_repeats(checkpoint), DTYPES[options.dtype] if options.dtype else None
+    if options.lora:
+        scaling, rank = lora.settings(options.lora, checkpoint.lora, options.lora_scaling)
+        weights = lora.merged(weights, checkpoint.config, options.lora, scaling, rank, dtype)
+    if dtype:
+        weights = {name: cast(tensor, dtype) for name, tensor in weights.items()}
+    if options.dequantize:
+        shapes = language_shapes(checkpoint.config)
+        weights = dequantized(weights, quantization.of_all(_infos(weights), shapes, str(checkpoint.folder)))
+    return weights
 
 
 def _check_options(checkpoint: Checkpoint, options: Options) -> None:
@@ -150,13 +168,12 @@ def dequantized(weights: Mapping[str, Tensor], kinds: Mapping[str, Quantization 
 
 def _dequantized(parts: list[Tensor], kind: Quantization, dtype: str) -> Tensor:
     rows, words = parts[0].info.shape
-    target = next(each for each in DTYPES.values() if code_of(each) == dtype)
 
     def read() -> np.ndarray:
         arrays = [as_mx(part.read(), part.info.dtype) for part in parts]
         biases = arrays[2] if len(arrays) > 2 else None
         plain = mx.dequantize(arrays[0], arrays[1], biases, group_size=kind.group_size, bits=kind.bits, mode=kind.mode)
-        return as_stored(plain.astype(target))
+        return as_stored(plain.astype(mx_type(dtype)))
 
     return Tensor(TensorInfo(dtype, (rows, words * 32 // kind.bits)), read)
 

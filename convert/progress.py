@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A function to be told of every so many bytes done; a bar where someone looks, else one line at the end."""
+    """A function to be told of every so many bytes done; a bar, where someone looks."""
     from tqdm import tqdm
 
     watched = sys.stderr.isatty()

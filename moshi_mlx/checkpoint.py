@@ -90,18 +90,19 @@ def load(
 def build(checkpoint: Checkpoint, dtype: mx.Dtype | None = None) -> MoshiForConditionalGeneration:
     """The model of a checkpoint; a parameter is read from its file only when it is evaluated. Raises ConfigError."""
     check_dtype(dtype)
-    if checkpoint.lora.get("lora") or checkpoint.lora.get("lora_name"):
-        raise ConfigError(
-            f"{checkpoint.folder / CONFIG_NAME}: key 'lora_name' is {checkpoint.lora.get('lora_name')!r}, which is not "
-            "supported; merge the LoRA into its base first: python -m moshi_mlx.convert"
-        )
+    for key in ("lora_name", "lora"):
+        if checkpoint.lora.get(key):
+            raise ConfigError(
+                f"{checkpoint.folder / CONFIG_NAME}: key {key!r} is {checkpoint.lora[key]!r}, which is not supported; "
+                "merge the LoRA into its base first: python -m moshi_mlx.convert"
+            )
     model = MoshiForConditionalGeneration(checkpoint.config)
     fill(model, list(layouts.kyutai_mlx(checkpoint.config)), checkpoint.language.load(), dtype)
     # Published files are float32, and half the precision would be other codes: smaller files are widened once, here.
     codec = list(layouts.mimi(checkpoint.config.audio_encoder_config))
     fill(model.audio_encoder, codec, checkpoint.mimi.load(), mx.float32)
     if checkpoint.tokenizer:
-        model.tokenizer = load_tokenizer(checkpoint.tokenizer, checkpoint.config)
+        model.tokenizer = read_tokenizer(checkpoint.tokenizer, checkpoint.config)
     model.sampling_defaults = checkpoint.sampling_defaults
     model.eval()
     return model
@@ -282,7 +283,8 @@ def _preset_sizes(config: MoshiConfig) -> dict[str, int]:
     return sizes | {f"depth_{n}": getattr(depth, n) for n in ("hidden_size", "num_hidden_layers", "ffn_dim")}
 
 
-def load_tokenizer(path: Path, config: MoshiConfig) -> Any:
+def read_tokenizer(path: Path, config: MoshiConfig) -> Any:
+    """The sentencepiece model in a file. Raises CheckpointError where it is none, or of another vocabulary."""
     from sentencepiece import SentencePieceProcessor
 
     try:

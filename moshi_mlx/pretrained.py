@@ -19,7 +19,7 @@ from .checkpoint import (
     check_dtype,
     check_language,
     check_mimi,
-    load_tokenizer,
+    read_tokenizer,
     open_checkpoint,
     sizes_of,
 )
@@ -139,7 +139,7 @@ def _helium(path: Path, config: MoshiConfig | None, dtype: mx.Dtype | None) -> M
     fill(model, layouts.kyutai_mlx_text(config), part.load(), dtype)
     tokenizers = sorted(path.parent.glob("*.model"))
     if len(tokenizers) == 1:
-        model.tokenizer = load_tokenizer(tokenizers[0], config)
+        model.tokenizer = read_tokenizer(tokenizers[0], config)
     model.eval()
     return model
 

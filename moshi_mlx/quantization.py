@@ -94,6 +94,8 @@ def check_block(block: Any, found: Mapping[str, Quantization | None], where: str
     """Hold config.json's `quantization` against what the tensors are. Raises ConfigError where they contradict."""
     if not isinstance(block, dict):
         raise ConfigError(f"{where}: key 'quantization' is {block!r}, expected an object")
+    if not any(found.values()):
+        raise ConfigError(f"{where}: key 'quantization' is {block!r}, but no tensor is quantized")
     general = {name: block[name] for name in ("bits", "group_size", "mode") if name in block}
     for path, value in block.items():
         if path not in general and path not in found:

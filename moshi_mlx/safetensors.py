@@ -141,6 +141,11 @@ def code_of(dtype: mx.Dtype) -> str:
     return _CODES[dtype]
 
 
+def mx_type(code: str) -> mx.Dtype:
+    """The type that safetensors calls so."""
+    return next(dtype for dtype, name in _CODES.items() if name == code)
+
+
 def write_file(
     path: Path, blocks: Iterable[Block], metadata: dict[str, str], progress: Callable[[int], object]
 ) -> None:

@@ -288,7 +288,7 @@ def read_as_mlx(pieces: Iterable[Piece], tensors: Mapping[str, Tensor]) -> dict[
     made: dict[str, Tensor] = {}
     for piece in pieces:
         if all(name in tensors for name in piece.theirs):
-            parts = [tensors[name] for name in piece.theirs]
+            parts = _alike(piece.theirs, tensors)
             made |= {name: _moved(piece.kind.gather, parts, i) for i, name in enumerate(piece.mlx)}
     return made
 
@@ -298,7 +298,7 @@ def from_mlx(pieces: Iterable[Piece], tensors: Mapping[str, Tensor]) -> dict[str
     made: dict[str, Tensor] = {}
     for piece in pieces:
         if all(name in tensors for name in piece.mlx):
-            parts = [tensors[name] for name in piece.mlx]
+            parts = _alike(piece.mlx, tensors)
             if len(parts) > 1 and isinstance(piece.kind, Same):
                 parts = [_repeated(piece, parts)]
             made |= {name: _moved(piece.kind.scatter, parts, j) for j, name in enumerate(piece.theirs)}
@@ -312,6 +312,18 @@ def expected_shapes(pieces: Iterable[Piece], shapes: Mapping[str, Shape]) -> dic
         for piece in pieces
         for j, name in enumerate(piece.theirs)
     }
+
+
+def _alike(names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """The tensors of one piece, which must be of one type."""
+    parts = [tensors[name] for name in names]
+    for name, part in zip(names, parts, strict=True):
+        if part.info.dtype != parts[0].info.dtype:
+            raise CheckpointError(
+                f"tensor {name!r} is {part.info.dtype} and {names[0]!r} {parts[0].info.dtype}; expected one type, "
+                "for another layout has them in one tensor"
+            )
+    return parts
 
 
 def _repeated(piece: Piece, parts: list[Tensor]) -> Tensor:

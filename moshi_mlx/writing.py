@@ -27,7 +27,7 @@ from .filling import language_shapes, language_tensors_of, mimi_tensors_of
 from .finding import CONFIG_NAME, INDEX_NAME, MIMI_NAME, SAMPLING_NAMES, TOKENIZER_NAME
 from .moshi import MoshiForConditionalGeneration
 from .quantization import Quantization
-from .safetensors import Block, Tensor, as_stored, info_of, write_file
+from .safetensors import Block, Tensor, as_stored, info_of, mx_type, write_file
 
 MAX_SHARD_BYTES = 5 * 10**9
 MIMI_CONFIG_NAME = "mimi_config.json"
@@ -46,9 +46,9 @@ class Contents(NamedTuple):
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Contents:
-        tokenizer = checkpoint.tokenizer.read_bytes() if checkpoint.tokenizer else None
+        """All but the tokenizer, which the caller may have from elsewhere."""
         mimi = checkpoint.mimi.read()
-        return cls(checkpoint.config, mimi, tokenizer, checkpoint.sampling_defaults, checkpoint.model_id)
+        return cls(checkpoint.config, mimi, None, checkpoint.sampling_defaults, checkpoint.model_id)
 
 
 class Plan(NamedTuple):
@@ -111,7 +111,8 @@ def plan_huggingface(
     if contents.tokenizer:
         small[TOKENIZER_NAME] = contents.tokenizer
     small["generation_config.json"] = _json(_generation_config(contents))
-    small[CONFIG_NAME] = _json(config.to_dict())
+    kind = mx_type(language["out_norm.weight"].info.dtype)
+    small[CONFIG_NAME] = _json({**config.to_dict(), "torch_dtype": str(kind).removeprefix("mlx.core.")})
     return Plan(weights, small, {"format": "pt"})
 
 

@@ -81,6 +81,8 @@ def test_compare_says_what_is_wrong(checkpoint, speech, tmp_path, capsys, monkey
     a = str(checkpoint())
     for flags, message in (
         ([a, a, "--input", "nowhere.wav"], "nowhere.wav: no such sound file"),
+        ([a, a, "--input", str(speech), "--plot", "x.gif"], "expected a name that ends in .png, .svg, .pdf"),
+        ([a, a, "--input", str(speech), "--seed", "-1"], "--seed: got -1"),
         ([a, str(tmp_path / "none"), "--input", str(speech), "--plot", str(tmp_path / "a.png")], "no such folder"),
     ):
         assert cli.main(["compare", *flags]) == 2
@@ -90,6 +92,7 @@ def test_compare_says_what_is_wrong(checkpoint, speech, tmp_path, capsys, monkey
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["compare", a, a, "--input", str(speech), "--plot", "x.png"]) == 2
     assert "--plot: needs matplotlib; pip install 'moshi_mlx[plot]'" in capsys.readouterr().err
+    soundfile.write(speech, np.zeros(100), 24000)  # less than a frame
     assert cli.main(["compare", a, a, "--input", str(speech)]) == 0
     assert "no picture: that needs pip install 'moshi_mlx[plot]'" in capsys.readouterr().out
 

@@ -170,6 +170,8 @@ def plain(folder):
 
 
 def test_dtype(sources, tmp_path):
+    hugging = convert(sources["kyutai"], tmp_path / "hugging", "--to", "huggingface", "--dtype", "float16")
+    assert json.loads((hugging / "config.json").read_text())["torch_dtype"] == "float16"
     out = convert(sources["huggingface"], tmp_path / "out", "--dtype", "float16")
     assert {info.dtype for info in read_header(out / "model.safetensors").values()} == {"F16"}
     assert {info.dtype for info in read_header(out / writing.MIMI_NAME).values()} == {"F32"}
@@ -331,6 +333,10 @@ def test_the_config_block_is_held_against_the_tensors(wide, tmp_path):
         edit_json(out / "config.json", quantization=json.loads(block))
         with pytest.raises(moshi_mlx.ConfigError, match=message):
             moshi_mlx.load(out)
+    plain_folder = convert(wide, tmp_path / "plain")
+    edit_json(plain_folder / "config.json", quantization={"bits": 4, "group_size": 32})
+    with pytest.raises(moshi_mlx.ConfigError, match="but no tensor is quantized"):
+        moshi_mlx.load(plain_folder)
 
 
 # --- LoRA -----------------------------------------------------------------------------------------------------------
@@ -358,6 +364,11 @@ def adapters(folder, rank=4, **changes):
     return path
 
 
+def plain_expected(name, factors, sources):
+    base = np.array(dict(mx.load(str(sources["mlx"] / "model.safetensors")))[f"{name}.weight"].astype(mx.float32))
+    return base + 2.5 * factors[name + lora.B] @ factors[name + lora.A]
+
+
 def test_lora_is_merged(sources, tmp_path):
     path = adapters(tmp_path / "adapters")
     base, tensors = plain(convert(sources["mlx"], tmp_path / "plain")), dict(mx.load(str(path)))
@@ -369,6 +380,8 @@ def test_lora_is_merged(sources, tmp_path):
         expected = np.array(base.pop(ours)) + 2.5 * factors[name + lora.B] @ factors[name + lora.A]
         np.testing.assert_allclose(merged[ours], expected, rtol=2**-8, atol=1e-3)
         assert not np.array_equal(np.array(merged[ours]), expected - 2.5)
+    wide = plain(convert(sources["mlx"], tmp_path / "wide", "--lora", path, "--dtype", "float32"))
+    np.testing.assert_allclose(wide["text_linear.weight"], plain_expected("text_linear", factors, sources), rtol=1e-5)
     np.testing.assert_array_equal(merged["audio_embs.3.weight"], factors["emb.3.weight"])
     del base["audio_embs.3.weight"]
     for name, value in base.items():
@@ -397,6 +410,7 @@ def test_loras_that_do_not_fit(checkpoint, tmp_path, capsys):
         ({"text_linear" + lora.B: np.ones((70, 4))}, "has the shape [70, 4], but the base wants [64, 4]"),
         ({"transformer.layers.9.gating.linear_in" + lora.A: np.ones((4, 32))}, "belongs to no layer of this model"),
         ({"linears.0" + lora.A: np.ones((4, 16))}, "has no partner 'linears.0.lora_B.weight'"),
+        ({"text_linear.weight": np.ones((64, 32))}, "is there whole and as adapters"),
         ({"emb.3.weight": np.ones((34, 32))}, "has the shape [34, 32], but the base wants [33, 32]"),
     ]
     for changes, message in cases:
@@ -557,6 +571,59 @@ def test_bad_sources_are_named(hugging, tmp_path, capsys, name):
 )
 def test_flags_that_cannot_be(checkpoint, tmp_path, capsys, flags, message):
     assert message in fails(capsys, checkpoint(), tmp_path / "out", *flags)
+
+
+def test_tensors_of_several_types_that_become_one(checkpoint, tmp_path, capsys):
+    folder = checkpoint("moshi_tiny_mlx")
+    tensors = dict(mx.load(str(folder / "model.safetensors")))
+    tensors["depformer.slices.3.linear_in.weight"] = tensors["depformer.slices.3.linear_in.weight"].astype(mx.float32)
+    (folder / "model.safetensors").unlink()
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    error = fails(capsys, folder, tmp_path / "out", "--to", "huggingface")
+    assert "'depformer.slices.3.linear_in.weight' is F32 and 'depformer.slices.0.linear_in.weight' BF16" in error
+
+
+def test_tables_of_several_quantizations(wide, tmp_path):
+    folders = [convert(wide, tmp_path / bits, "-q", "--q-bits", bits) for bits in ("3", "6")]
+    three, six = (dict(mx.load(str(folder / "model.safetensors"))) for folder in folders)
+    three |= {name: value for name, value in six.items() if name.startswith("audio_embs.5.")}
+    mx.eval(three)
+    (folders[0] / "model.safetensors").unlink()
+    mx.save_safetensors(str(folders[0] / "model.safetensors"), three)
+    edit_json(folders[0] / "config.json", quantization=None)
+    with pytest.raises(
+        moshi_mlx.CheckpointError, match=r"'text_emb' is affine 3 bits .* and 'audio_embs.5' is affine 6"
+    ):
+        moshi_mlx.load(folders[0])
+
+
+def test_a_tokenizer_that_does_not_fit(checkpoint, tmp_path, capsys):
+    folder = checkpoint()
+    other = tmp_path / "other.model"
+    other.write_text("hello")
+    assert "not a sentencepiece model" in fails(capsys, folder, tmp_path / "out", "--tokenizer", other)
+    shutil.move(folder / "tokenizer.model", other)
+    shutil.copy(GOLDENS / "question.flac", folder / "tokenizer.model")
+    assert "not a sentencepiece model" in fails(capsys, folder, tmp_path / "out")
+    out = convert(folder, tmp_path / "out", "--tokenizer", other)
+    assert (out / writing.TOKENIZER_NAME).read_bytes() == other.read_bytes()
+
+
+def test_hugging_faces_other_files_stay_in_its_layout(hugging, tmp_path):
+    (hugging / "tokenizer.json").write_text("{}")
+    assert (convert(hugging, tmp_path / "a", "--to", "huggingface") / "tokenizer.json").read_text() == "{}"
+    assert not (convert(hugging, tmp_path / "b") / "tokenizer.json").exists()
+
+
+def test_a_source_that_may_not_be_read(checkpoint, tmp_path, capsys, monkeypatch):
+    folder = checkpoint()
+    monkeypatch.setattr(cli, "open_checkpoint", lambda path: (path / "model").open())
+    assert "No such file or directory" in fails(capsys, folder, tmp_path / "out")
+
+
+def test_flags_are_looked_at_before_anything_is_downloaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli.hub, "local_folder", lambda name: pytest.fail("downloads"))
+    assert "no bits 7" in fails(capsys, "kyutai/moshiko-pytorch-bf16", tmp_path / "out", "-q", "--q-bits", 7)
 
 
 def test_wrong_usage_is_one_line(capsys):
