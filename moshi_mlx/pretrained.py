@@ -19,8 +19,8 @@ from .checkpoint import (
     check_dtype,
     check_language,
     check_mimi,
-    read_tokenizer,
     open_checkpoint,
+    read_tokenizer,
     sizes_of,
 )
 from .config import TEXT_PRESETS, MimiConfig, MoshiConfig, MoshiDepthConfig
