@@ -39,7 +39,8 @@ def test_folders_and_manifests_list_the_same(tmp_path):
     assert found == recordings.find(tmp_path / "all.jsonl")
     assert [conversation.name for conversation in found] == [f"sub/{n}" for n in range(4)]
     assert found[1] == ("sub/1", folder / "1.moshi.wav", folder / "1.user.flac", folder / "1.json")
-    assert recordings.check(found) == 24000
+    words = recordings.check(found, "SPEAKER_MAIN")
+    assert words["sub/1"] == [("time", 1.0, 1.3), ("is", 1.7, 1.9)]
 
 
 def test_sound_is_resampled_in_blocks_as_at_once(tmp_path, monkeypatch):
@@ -179,4 +180,4 @@ def test_a_source_that_is_not_there_is_named(tmp_path):
     (tmp_path / "all.jsonl").write_text('{"path": "a.wav"}')
     found = recordings.find(tmp_path / "all.jsonl")
     with pytest.raises(InputError, match=r"a.wav: no such sound file"):
-        recordings.check(found)
+        recordings.check(found, "SPEAKER_MAIN")

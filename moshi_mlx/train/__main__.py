@@ -76,7 +76,7 @@ def _prepare(argv: Sequence[str]) -> int:
             sizes = " and ".join(f"{len(part)} for {name}" for name, part in parts.items())
             raise InputError(f"valid_percent {arguments.valid_percent:g} leaves {sizes} of {len(found)} conversations")
     for part in parts.values():
-        recordings.check(part)
+        recordings.check(part, arguments.speaker)
     import moshi_mlx
 
     from .prepare import prepare

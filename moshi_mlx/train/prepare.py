@@ -44,8 +44,7 @@ def prepare(model: MoshiForConditionalGeneration, source: list[Conversation], fo
 
     Raises InputError or AudioError, naming the file, before anything is encoded.
     """
-    recordings.check(source)
-    timings = {conversation.name: recordings.words(conversation.timings, speaker) for conversation in source}
+    timings = recordings.check(source, speaker)
     settings = settings_of(model) | {"speaker": speaker}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)

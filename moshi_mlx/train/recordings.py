@@ -8,6 +8,7 @@ NAME.user.wav of mono files; beside it NAME.json has the words with their times:
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,8 +50,8 @@ def find(source: Path) -> list[Conversation]:
         raise InputError(f"{source}: no such folder or manifest of recordings")
     if not found:
         raise InputError(f"{source}: lists no sound files ({', '.join(SUFFIXES)})")
-    names = [conversation.name for conversation in found]
-    twice = sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ())
+    names = Counter(conversation.name for conversation in found)
+    twice = sorted(name for name, count in names.items() if count > 1)
     if twice:
         raise InputError(f"{source}: two conversations have the name {twice[0]!r}; rename one")
     return found
@@ -61,19 +62,16 @@ def _in_folder(folder: Path) -> Iterator[Conversation]:
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
         stem = path.with_suffix("")
-        if stem.suffix == SIDES[1]:
-            if not any(stem.with_suffix(SIDES[0] + suffix).is_file() for suffix in SUFFIXES):
-                raise InputError(f"{path}: the other half of the pair, {stem.with_suffix(SIDES[0]).name}, is missing")
+        if stem.suffix not in SIDES:
+            yield Conversation(str(stem.relative_to(folder)), path, path, path.with_suffix(".json"))
             continue
-        name = str(stem.relative_to(folder))
-        if stem.suffix != SIDES[0]:
-            yield Conversation(name, path, path, path.with_suffix(".json"))
-            continue
-        users = [stem.with_suffix(SIDES[1] + suffix) for suffix in SUFFIXES]
-        user = next((other for other in users if other.is_file()), None)
-        if user is None:
-            raise InputError(f"{path}: the other half of the pair, {users[0].with_suffix('').name}, is missing")
-        yield Conversation(name.removesuffix(SIDES[0]), path, user, stem.with_suffix(".json"))
+        other = SIDES[1 - SIDES.index(stem.suffix)]
+        halves = [half for suffix in SUFFIXES if (half := stem.with_suffix(other + suffix)).is_file()]
+        if not halves:
+            raise InputError(f"{path}: the other half of the pair, {stem.with_suffix(other).name}, is missing")
+        if other == SIDES[1]:
+            name = str(stem.with_suffix("").relative_to(folder))
+            yield Conversation(name, path, halves[0], stem.with_suffix(".json"))
 
 
 def _in_manifest(manifest: Path) -> Iterator[Conversation]:
@@ -85,20 +83,20 @@ def _in_manifest(manifest: Path) -> Iterator[Conversation]:
             entry = json.loads(line)
         except ValueError as error:
             raise InputError(f"{where}: not JSON ({error})") from error
-        paths = [entry.get(key) for key in ("path", "moshi", "user")] if isinstance(entry, dict) else [None]
-        if paths[0]:
-            paths[1:] = [paths[0]] * 2
-        if not all(isinstance(path, str) for path in paths[1:]) or len(paths) == 1:
+        entry = entry if isinstance(entry, dict) else {}
+        moshi, user = (entry.get(side, entry.get("path")) for side in ("moshi", "user"))
+        if not isinstance(moshi, str) or not isinstance(user, str):
             raise InputError(f'{where}: expected {{"path": FILE}}, or {{"moshi": FILE, "user": FILE}} of a pair')
-        moshi, user = (manifest.parent / str(path) for path in paths[1:])
-        stem = moshi.with_suffix("")
-        stem = stem.with_suffix("") if stem.suffix == SIDES[0] else stem
-        name = str(Path(str(paths[1])).with_name(stem.name))
-        yield Conversation(name, moshi, user, stem.with_name(stem.name + ".json"))
+        name = str(Path(moshi).with_suffix("")).removesuffix(SIDES[0])
+        folder = manifest.parent
+        yield Conversation(name, folder / moshi, folder / user, folder / f"{name}.json")
 
 
-def check(conversations: list[Conversation]) -> int:
-    """The sample rate of all the files. Raises, naming the first file that is missing, unlike the rest or untimed."""
+def check(conversations: list[Conversation], speaker: str) -> dict[str, list[Word]]:
+    """The words that `speaker` says in each conversation, by its name, once all is well with all the files.
+
+    Raises InputError or AudioError, naming the first file that is missing, unlike the rest or without timings.
+    """
     rates: dict[int, Path] = {}
     for conversation in conversations:
         paired = conversation.moshi != conversation.user
@@ -115,7 +113,7 @@ def check(conversations: list[Conversation]) -> int:
                 raise InputError(f"{path}: has {channels} channels, expected {wanted}")
         if not conversation.timings.is_file():
             raise InputError(f"{conversation.moshi}: has no word timings, expected them in {conversation.timings}")
-    return next(iter(rates))
+    return {conversation.name: words(conversation.timings, speaker) for conversation in conversations}
 
 
 def _header(path: Path) -> tuple[int, int]:
