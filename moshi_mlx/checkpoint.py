@@ -69,13 +69,20 @@ class Checkpoint(NamedTuple):
     model_id: dict[str, Any]
 
 
-def load(path_or_hub_id: str | Path, dtype: mx.Dtype | None = None) -> MoshiForConditionalGeneration:
+def load(
+    path_or_hub_id: str | Path, dtype: mx.Dtype | None = None, adapter: str | Path | None = None
+) -> MoshiForConditionalGeneration:
     """A model, ready for `model.session()`, from a local folder or a hub id such as "kyutai/moshiko-mlx-q4".
 
     `dtype` is the type that the language model is run in (of the scales, where it is quantized); None keeps the
-    stored one. The codec always runs in float32. Raises CheckpointError or ConfigError, naming file and tensor or key.
+    stored one. The codec always runs in float32. `adapter` is put on the model: see `lora.load`.
+    Raises CheckpointError or ConfigError, naming file and tensor or key.
     """
     model = build(open_checkpoint(local_folder(path_or_hub_id)), dtype)
+    if adapter is not None:
+        from . import lora
+
+        lora.load(model, adapter)
     mx.eval(model.parameters())
     return model
 

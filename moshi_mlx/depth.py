@@ -80,6 +80,9 @@ class MoshiDepthDecoder(nn.Module):
         super().__init__()
         self.config = config
         sets = [DepthLayers(config) for _ in range(max(config.schedule) + 1)]
+        for layers in zip(*(one.layers for one in sets), strict=True):
+            for layer in layers[1:]:  # the norms of a layer are the same in every step
+                layer.norm1, layer.norm2 = layers[0].norm1, layers[0].norm2
         self.linear_in = Linear(config.input_size, len(sets) * config.hidden_size)
         rows = [config.vocab_size + 1] + [config.audio_vocab_size + 1] * (config.num_codebooks - 1)
         self.slices = [DepthSlice(n, sets[s], config) for n, s in zip(rows, config.schedule, strict=True)]
@@ -87,18 +90,18 @@ class MoshiDepthDecoder(nn.Module):
 
     def sample(self, hidden: mx.array, text_token: mx.array, sample: Sampler) -> mx.array:
         """hidden [B, input_size], text_token int [B] -> the codes that `sample` chose, int32 [B, num_codebooks]."""
-        inputs = self._inputs(hidden)
+        inputs = self.inputs(hidden)
         caches: Caches = [[] for _ in range(self.config.num_hidden_layers)]
         token, codes = text_token, []
         for step, part in enumerate(self.slices):
             x = inputs[self.config.schedule[step]] + part.emb.lookup(token)
             for layer, cache in zip(part.transformer.layers, caches, strict=True):
-                x = _layer_step(layer, x, cache)
+                x = layer_step(layer, x, cache)
             token = sample(step, part.linear_out(x))
             codes.append(token)
         return mx.stack(codes, axis=1).astype(mx.int32)
 
-    def _inputs(self, hidden: mx.array) -> list[mx.array]:
+    def inputs(self, hidden: mx.array) -> list[mx.array]:
         """The hidden state projected for every set of weights."""
         return list(mx.split(self.linear_in(hidden), max(self.config.schedule) + 1, axis=-1))
 
@@ -143,13 +146,13 @@ class MoshiDepthDecoder(nn.Module):
         """The tokens' embeddings [N, hidden] of each step and hidden [N, 1 or S, input_size] -> logits [N, S, V]."""
         first = caches[0][0].shape[2] if caches[0] else 0
         sets = self.config.schedule[first : first + len(embeds)]
-        parts = [list(mx.split(part, hidden.shape[1], axis=1)) for part in self._inputs(hidden)]
+        parts = [list(mx.split(part, hidden.shape[1], axis=1)) for part in self.inputs(hidden)]
         logits = []
         for step, (embed, s) in enumerate(zip(embeds, sets, strict=True)):
             x = parts[s][step if hidden.shape[1] > 1 else 0].squeeze(1) + embed
             states = [x]
             for layer, cache in zip(self.slices[first + step].transformer.layers, caches, strict=True):
-                x = _layer_step(layer, x, cache, kept.attentions)
+                x = layer_step(layer, x, cache, kept.attentions)
                 states.append(x)
             kept.hidden_states.append(states)
             logits.append(self.slices[first + step].linear_out(x))
@@ -220,7 +223,7 @@ class MoshiDepthDecoder(nn.Module):
         return depth_decoder(path_or_hub_id, **settings)
 
 
-def _layer_step(
+def layer_step(
     layer: TransformerLayer, x: mx.array, cache: list[mx.array], weights: list[mx.array] | None = None
 ) -> mx.array:
     """x [B, dim] through one layer; `cache` holds keys and values [B, Hkv, steps so far, D]."""

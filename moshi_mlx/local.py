@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", metavar="FOLDER_OR_HUB_ID", help="checkpoint; overrides -q and --voice")
     which.add_argument("--demo", action="store_true", help="miniature model and question of the package, no download")
+    parser.add_argument("--adapter", metavar="FOLDER_OR_HUB_ID", help="what fine-tuning made of that checkpoint")
     parser.add_argument("-q", "--quantized", type=int, choices=HUB_SUFFIXES, default=4, help="bits (default: 4)")
     parser.add_argument("--voice", choices=("moshiko", "moshika"), default="moshiko", help="default: moshiko")
     parser.add_argument("--input", type=Path, metavar="FILE", help="what you say: WAV, FLAC, OGG or MP3")
@@ -172,7 +173,8 @@ def _session(arguments: argparse.Namespace) -> Any:
     names = ("temperature", "top_k", "text_temperature", "text_top_k", "kv_bits")
     asked = {name: getattr(arguments, name) for name in names}
     given = {name: value for name, value in asked.items() if value is not None}
-    model = moshi_mlx.load(arguments.model)
+    adapted = {"adapter": arguments.adapter} if arguments.adapter else {}
+    model = moshi_mlx.load(arguments.model, **adapted)
     _say(preflight.report(model))
     session = model.session(seed=arguments.seed, **given)
     if (session.sample_rate, session.frame_size) != (SAMPLE_RATE, FRAME_SIZE):

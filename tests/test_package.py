@@ -8,6 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 import moshi_mlx
 
 ROOT = Path(__file__).parents[1]
@@ -17,23 +19,34 @@ LAYERS = [
     "initial", "losses", "safetensors", "hub", "cache", "sequence", "linear", "conv", "transformer", "quantizer",
     "mimi", "helium", "sampling", "depth", "streams", "teacher_forcing", "moshi", "duplex", "layouts", "translation",
     "quantization", "filling", "preflight", "text", "session", "prompt", "generation", "text_generation",
-    "finding", "checkpoint", "writing", "pretrained", "audio", "loop", "local",
+    "finding", "checkpoint", "writing", "lora", "pretrained", "audio", "loop", "local",
+]  # fmt: skip
+TRAIN = [
+    "files", "recordings", "prepare", "dataset", "options", "weights", "forward", "loss", "curves", "steps", "saving",
+    "trainer", "__main__",
 ]  # fmt: skip
 
 
-def imports(path):
-    """Names of this package's modules that a file imports when it is imported."""
+def imports(path, level=1):
+    """Names of the modules of its package (level 2: of the one around it) that a file imports when it is imported."""
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
+        if isinstance(node, ast.ImportFrom) and node.level == level:
             yield from [node.module] if node.module else [alias.name for alias in node.names]
 
 
-def test_imports_go_one_way():
-    files = {path.stem: path for path in (ROOT / "moshi_mlx").glob("*.py") if path.stem != "__init__"}
-    assert sorted(files) == sorted(LAYERS)
+@pytest.mark.parametrize(("folder", "layers"), [("moshi_mlx", LAYERS), ("moshi_mlx/train", TRAIN)])
+def test_imports_go_one_way(folder, layers):
+    files = {path.stem: path for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"}
+    assert sorted(files) == sorted(layers)
     for name, path in files.items():
         for imported in imports(path):
-            assert LAYERS.index(imported) < LAYERS.index(name), f"{name} imports {imported}"
+            assert layers.index(imported) < layers.index(name), f"{name} imports {imported}"
+
+
+def test_training_stands_on_the_library_below_sound_and_command_lines():
+    below = LAYERS[: LAYERS.index("lora") + 1]
+    for path in (ROOT / "moshi_mlx/train").glob("*.py"):
+        assert set(imports(path, level=2)) <= set(below), path
 
 
 def test_the_converter_is_the_top_layer():

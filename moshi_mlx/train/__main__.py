@@ -1,0 +1,119 @@
+"""The command line: python -m moshi_mlx.train, and python -m moshi_mlx.train prepare."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from ..errors import InputError, MoshiError
+from . import options, recordings
+from .files import say
+from .options import PROGRAM, Parser
+from .recordings import Conversation
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 at the end, 2 on an error, 130 when Ctrl-C ended it (what is done is saved)."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _prepare(arguments[1:]) if arguments[:1] == ["prepare"] else _train(arguments)
+    except MoshiError as error:
+        say(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}")
+        return 2
+    except KeyboardInterrupt:
+        say(f"{PROGRAM}: interrupted; the same command, with --resume-adapter-file for training, goes on")
+        return 130
+
+
+def _train(argv: Sequence[str]) -> int:
+    chosen = options.read(argv)
+    from .trainer import Trainer
+
+    trainer = Trainer(chosen)
+    stop = threading.Event()
+    with _stopping(stop) if trainer.is_alone else contextlib.nullcontext():
+        return 0 if trainer.run(stop) else 130
+
+
+@contextlib.contextmanager
+def _stopping(stop: threading.Event) -> Iterator[None]:
+    """The first Ctrl-C or `kill` lets the iteration end and be saved; the second does not wait."""
+
+    def handler(number: int, stack: FrameType | None) -> None:
+        signal.signal(number, signal.default_int_handler)
+        say("stopping after this iteration; once more to stop at once")
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _prepare(argv: Sequence[str]) -> int:
+    arguments = _prepare_parser().parse_args(argv)
+    found = recordings.find(arguments.data)
+    parts = {"train": found, "valid": []}
+    if arguments.valid_data:
+        parts["valid"] = recordings.find(arguments.valid_data)
+    elif arguments.valid_percent:
+        parts = {
+            name: [c for c in found if _is_valid(c, arguments.valid_percent) == (name == "valid")] for name in parts
+        }
+        if not all(parts.values()):
+            sizes = " and ".join(f"{len(part)} for {name}" for name, part in parts.items())
+            raise InputError(f"valid_percent {arguments.valid_percent:g} leaves {sizes} of {len(found)} conversations")
+    for part in parts.values():
+        recordings.check(part, arguments.speaker)
+    import moshi_mlx
+
+    from .prepare import prepare
+
+    say(f"loading {arguments.model} ...")
+    model = moshi_mlx.load(arguments.model)
+    for name, part in parts.items():
+        if part:
+            prepare(model, part, arguments.output / name, arguments.speaker)
+    return 0
+
+
+def _is_valid(conversation: Conversation, percent: float) -> bool:
+    """By a hash of the name: what is held out stays so when recordings are added."""
+    number = int.from_bytes(hashlib.sha256(conversation.name.encode()).digest()[:4], "big")
+    return number < percent / 100 * 2**32
+
+
+def _prepare_parser() -> argparse.ArgumentParser:
+    parser = Parser(f"python -m {PROGRAM} prepare", description="Encode recorded conversations for training.")
+    add = parser.add_argument
+    add("--model", required=True, metavar="FOLDER_OR_HUB_ID", help="whose codec and tokenizer encode")
+    add("--data", required=True, type=Path, metavar="SOURCE", help="folder of recordings, or a JSON-lines manifest")
+    add("--output", required=True, type=Path, metavar="FOLDER", help="gets train/ and, for validation, valid/")
+    held = parser.add_mutually_exclusive_group()
+    held.add_argument("--valid-data", type=Path, metavar="SOURCE", help="recordings for validation")
+    held.add_argument("--valid-percent", type=_percent, default=0, metavar="N", help="of the recordings (default: 0)")
+    add("--speaker", default=recordings.SPEAKER, help=f"Moshi in the timings (default: {recordings.SPEAKER})")
+    return parser
+
+
+def _percent(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 100:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 or more and less than 100")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

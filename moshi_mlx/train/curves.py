@@ -1,0 +1,89 @@
+"""The course of a run: losses.csv, a row for every iteration and validation, and losses.png."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .files import say, write
+from .loss import KINDS
+
+CSV_NAME, PNG_NAME = "losses.csv", "losses.png"
+
+
+class Losses(NamedTuple):
+    """Of an iteration ("train") or of a validation ("valid"). `loss` is what is trained, the others are means."""
+
+    iteration: int
+    split: str
+    loss: float
+    text: float
+    semantic: float
+    acoustic: float
+    learning_rate: float
+
+
+class Curve:
+    """losses.csv in a folder. A run that goes on after iteration n drops the rows behind it: they come again."""
+
+    def __init__(self, folder: Path, after: int = 0) -> None:
+        self.rows = [row for row in _read(folder / CSV_NAME) if row.iteration <= after] if after else []
+        self._folder = folder
+        write(folder / CSV_NAME, lambda part: _write(part, self.rows))
+
+    def add(self, row: Losses) -> None:
+        self.rows.append(row)
+        with (self._folder / CSV_NAME).open("a", newline="") as file:
+            csv.writer(file).writerow(row)
+
+    def draw(self) -> None:
+        """losses.png, where matplotlib is installed."""
+        try:
+            import matplotlib
+        except ImportError:
+            say(f"no {PNG_NAME}: matplotlib is not installed (pip install 'moshi_mlx[train]')")
+            return
+        matplotlib.use("Agg")  # to a file: no screen is needed
+        write(self._folder / PNG_NAME, lambda part: _draw(part, self.rows))
+
+
+def _write(path: Path, rows: Sequence[Losses]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([Losses._fields, *rows])
+
+
+def _read(path: Path) -> list[Losses]:
+    """The whole rows; the last may be half-written, if the machine went down."""
+    if not path.is_file():
+        return []
+    rows = []
+    with path.open(newline="") as file:
+        for row in list(csv.reader(file))[1:]:
+            try:
+                number, split, *values = row
+                rows.append(Losses(int(number), split, *(float(value) for value in values)))
+            except (ValueError, TypeError):
+                break
+    return rows
+
+
+def _draw(path: Path, rows: Sequence[Losses]) -> None:
+    from matplotlib import pyplot
+
+    names = ("loss", *KINDS)
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained", sharex=True)
+    for name, plot in zip(names, axes.flat, strict=True):
+        for split, style in (("train", {"linewidth": 0.8}), ("valid", {"marker": "o", "markersize": 3})):
+            points: list[tuple[int, Any]] = [(row.iteration, getattr(row, name)) for row in rows if row.split == split]
+            if points:
+                plot.plot(*zip(*points, strict=True), label=split, **style)
+        plot.set_title(name)
+        plot.set_ylabel("cross-entropy, nats")
+        plot.grid(alpha=0.3)
+    for plot in axes[1]:
+        plot.set_xlabel("iteration")
+    axes[0][0].legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

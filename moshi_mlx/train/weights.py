@@ -1,0 +1,96 @@
+"""Which weights a run trains, and how they get into the model.
+
+They are a plain dict, name -> float32 array: the optimizer's own copy. A step puts them into the model in the type that
+the model is run in. Names are those of the model's parameters; what several steps of the depth decoder share is there
+once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .. import lora
+from ..errors import ConfigError
+from ..filling import module_at
+from ..moshi import MoshiForConditionalGeneration
+
+Weights = dict[str, mx.array]
+
+
+def choose(
+    model: MoshiForConditionalGeneration, kind: str, num_layers: int, rank: int, scale: float, seed: int
+) -> Weights:
+    """The weights that a run trains; for "lora" the layers get adapters, whose update is zero to begin with.
+
+    Raises ConfigError where the model has fewer layers, or is quantized and all weights were to be trained.
+    """
+    most = model.config.num_hidden_layers
+    if num_layers > most:
+        raise ConfigError(f"num_layers is {num_layers}, but the model has {most} temporal layers")
+    frozen = 0 if num_layers == -1 else most - num_layers
+    if kind == "lora":
+        return _adapters(model, frozen, rank, scale, seed)
+    chosen: Weights = {}
+    for name in (row.ours for row in lora.parameters(model.config)):
+        if not _is_frozen(name, frozen):
+            module, leaf = module_at(model, name)
+            if "scales" in module:
+                raise ConfigError("a quantized model takes adapters only: use --fine-tune-type lora, or its bf16 files")
+            chosen[name] = module[leaf].astype(mx.float32)
+    return chosen
+
+
+def _is_frozen(name: str, frozen: int) -> bool:
+    """Whether it lies in one of the first `frozen` layers of the temporal transformer."""
+    layer = re.match(r"decoder\.model\.transformer\.layers\.(\d+)\.", name)
+    return layer is not None and int(layer[1]) < frozen
+
+
+def _adapters(model: MoshiForConditionalGeneration, frozen: int, rank: int, scale: float, seed: int) -> Weights:
+    """As Kyutai initialises them: A uniform within 1 / sqrt(in), B zero."""
+    chosen: Weights = {}
+    key, dtype = mx.random.key(seed), model.decoder.model.dtype
+    for path, theirs in lora.layers(model.config).items():
+        if _is_frozen(path, frozen):
+            continue
+        key, now = mx.random.split(key)
+        width, out = lora.shape_of(lora.layer_at(model, path))
+        bound = 1 / math.sqrt(width)
+        a = mx.random.uniform(-bound, bound, (width, rank * len(theirs)), key=now)
+        b = mx.zeros((rank * len(theirs), out // len(theirs)))
+        lora.attach(model, path, a.astype(dtype), b.astype(dtype), scale)
+        chosen |= {f"{path}.lora_a": a, f"{path}.lora_b": b}
+    return chosen
+
+
+def of_adapter(model: MoshiForConditionalGeneration, adapter: lora.Adapter, rank: int) -> Weights:
+    """The weights of an adapter's file. Raises CheckpointError or ConfigError where it does not fit the model."""
+    found: Weights = {}
+    for path, (a, b) in lora.updates(model, adapter).items():
+        parts = lora.layer_at(model, path).parts
+        if a.shape[1] != rank * parts:
+            raise ConfigError(f"{adapter.path}: has rank {a.shape[1] // parts}, not {rank}")
+        found |= {f"{path}.lora_a": a.astype(mx.float32), f"{path}.lora_b": b.astype(mx.float32)}
+    return found
+
+
+@contextlib.contextmanager
+def placed(model: nn.Module, weights: Weights) -> Iterator[None]:
+    """The model, or a layer of it, with these weights in its own type; afterwards it has again what it had."""
+    before = {}
+    for name, value in weights.items():
+        module, leaf = module_at(model, name)
+        before[name] = module[leaf]
+        module[leaf] = value.astype(before[name].dtype)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            module, leaf = module_at(model, name)
+            module[leaf] = value

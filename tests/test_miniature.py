@@ -1,0 +1,377 @@
+"""What regenerates the miniature: speech, dialogues, the codec's training, the scores. Everything tiny."""
+
+import csv
+import json
+import os
+import random
+import shutil
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import sentencepiece
+import soundfile
+from mlx.utils import tree_flatten, tree_map
+
+from bench.miniature import codec, codec_data, dialogues, language, losses, script
+from bench.miniature.codec_model import causal_conv, elu, initialize, reconstruct, strided_conv
+from bench.miniature.evaluate import Heard, aligned, ask, is_silent, plain, score
+from bench.miniature.sizes import CLIP_FRAMES, CODEC, LANGUAGE
+from bench.miniature.training import Curve, Recipe, plot_curves, read_curve
+from moshi_mlx import conv
+from moshi_mlx.config import MimiConfig
+from moshi_mlx.conv import CausalConv, StridedConv
+from moshi_mlx.duplex import DuplexSampling
+from moshi_mlx.errors import MoshiError
+from moshi_mlx.mimi import MimiModel
+from moshi_mlx.sampling import Sampling
+
+TINY = MimiConfig(
+    num_filters=2, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, codebook_size=16,
+    codebook_dim=8, num_quantizers=3, sliding_window=24,
+)  # fmt: skip
+RECIPE = Recipe(steps=12, batch=2, warm_up=2, rate=3e-3, save_every=4, report_every=2)
+
+speaking = pytest.mark.skipif(
+    not (shutil.which("espeak-ng") or os.environ.get("CI")), reason="needs espeak-ng, which CI installs"
+)
+
+
+@pytest.fixture
+def eager():
+    """Without compilation: its kernels would take longer than these few steps."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+def tones(seconds=8):
+    """int16 [T]: notes that a codec can tell from each other."""
+    t = np.arange(int(seconds * 24000)) / 24000
+    return codec_data.to_int16(0.5 * np.sin(2 * np.pi * (200 + 150 * np.floor(4 * t)) * t) * np.sin(9 * t) ** 2)
+
+
+# --- the codec in training --------------------------------------------------------------------------------------------
+
+
+def randomized(module, seed=0):
+    """Every parameter random, biases too."""
+    mx.random.seed(seed)
+    module.update(tree_map(lambda value: 0.3 * mx.random.normal(value.shape), module.parameters()))
+    return module
+
+
+def test_training_computes_what_the_codec_computes():
+    model = MimiModel(TINY)
+    initialize(model, 0)
+    mx.random.seed(1)
+    for layer in model.modules():
+        if "bias" in layer:
+            layer.bias = 0.1 * mx.random.normal(layer.bias.shape)
+    model.quantizer.embedding = 0.5 * mx.random.normal(model.quantizer.embedding.shape)
+    sound = 0.3 * mx.random.normal((2, CLIP_FRAMES * TINY.frame_size))
+    coded = reconstruct(model, sound)
+    codes = codec.ready(model).encode(sound)
+    np.testing.assert_array_equal(np.array(coded.codes), np.array(codes))
+    np.testing.assert_allclose(np.array(coded.sound), np.array(model.decode(codes)), atol=1e-4)
+    assert len(np.unique(np.array(codes))) > 4
+
+
+def test_elu_and_its_slope():
+    x = mx.array(np.linspace(-200, 20, 2001, dtype=np.float32))
+    np.testing.assert_allclose(np.array(elu(x)), np.array(conv.elu(x)), atol=1e-5)
+    slope = mx.grad(lambda x: elu(x).sum())(x)
+    np.testing.assert_allclose(np.array(slope), np.exp(np.minimum(np.array(x), 0)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("inputs", "kernel", "dilation"), [(1, 7, 1), (3, 3, 1), (3, 3, 2), (4, 1, 1)])
+def test_convolution_and_its_gradient(inputs, kernel, dilation):
+    layer = randomized(CausalConv(inputs, 5, kernel, dilation))
+    check_layer(layer, lambda x: causal_conv(layer, x), inputs)
+
+
+def test_strided_convolution_and_its_gradient():
+    layer = randomized(StridedConv(3, 5, 4))
+    check_layer(layer, lambda x: strided_conv(layer, x), 3)
+
+
+def check_layer(layer, ours, inputs):
+    x, weights = mx.random.normal((2, 16, inputs)), layer.trainable_parameters()
+
+    def total(function):
+        def loss(weights, x):
+            layer.update(weights)
+            return (function(x) * mx.arange(function(x).size).reshape(function(x).shape) / 10).sum()
+
+        return [np.array(leaf) for _, leaf in tree_flatten(mx.value_and_grad(loss, argnums=(0, 1))(weights, x))]
+
+    theirs = total(lambda x: layer(x, layer.init_state(2))[0])
+    for a, b in zip(total(ours), theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_spectral_distance_tells_sounds_apart():
+    sound = mx.array(tones(1)[None].astype(np.float32) / 32767)
+    assert losses.spectral_distance(sound, sound).item() == 0
+    near, far = (losses.spectral_distance(factor * sound, sound).item() for factor in (0.9, 0.1))
+    assert 0 < near < far
+    for window, bands in losses.WINDOWS.items():
+        filters = losses.mel_filters(window, bands)
+        assert filters.shape == (window // 2 + 1, bands)
+        assert (filters >= 0).all()
+
+
+def test_codec_learns(eager):
+    trainer = codec.CodecTrainer(RECIPE, tones(), TINY)
+    trainer.begin()
+    seen = [trainer.advance()["loss"] for _ in range(12)]
+    assert np.mean(seen[-3:]) < 0.9 * np.mean(seen[:3])
+
+
+def test_codec_resumes_exactly(eager, tmp_path, monkeypatch):
+    monkeypatch.setattr(codec, "RESTART_EVERY", 3)
+    path, sound = tmp_path / "codec.safetensors", tones()
+    whole = codec.CodecTrainer(RECIPE, sound, TINY)
+    whole.begin()
+    expected = [whole.advance() for _ in range(8)]
+    first = codec.CodecTrainer(RECIPE, sound, TINY)
+    first.begin()
+    assert [first.advance() for _ in range(4)] == expected[:4]
+    first.save(path)
+    second = codec.CodecTrainer(RECIPE, sound, TINY)
+    second.resume(path)
+    assert second.step_number == 4
+    assert [second.advance() for _ in range(4)] == expected[4:]
+
+
+def test_codebooks_are_running_means():
+    rng, centres = np.random.default_rng(0), np.array([[[-1.0, 0], [1, 0]], [[0, 1], [0, -1]]], np.float32)
+    books = codec.Codebooks(np.ones((2, 2), np.float32), rng.normal(size=(2, 2, 2)).astype(np.float32))
+    for _ in range(400):
+        codes = rng.integers(0, 2, (3, 2, 5))
+        residuals = np.stack([centres[k][codes[:, k]] for k in range(2)])
+        books.learn(codes, residuals + rng.normal(0, 0.01, residuals.shape).astype(np.float32))
+    np.testing.assert_allclose(np.array(books.entries()), centres, atol=0.02)
+    np.testing.assert_allclose(books.usage, 7.5, rtol=0.3)
+
+
+def test_unused_entries_are_put_where_the_sound_is():
+    books = codec.Codebooks(np.zeros((3, 16), np.float32) + 1e-6, np.full((3, 16, 8), 1e-4, np.float32))
+    books.usage[:, 0] = 1
+    books.sums[:, 0] = 100
+    residuals = np.random.default_rng(0).normal(size=(3, 2, 12, 8)).astype(np.float32)
+    books.restart(residuals, np.random.default_rng(0))
+    entries = np.array(books.entries())
+    assert (entries[:, 0] == 100).all()
+    for k in range(3):
+        distances = np.abs(entries[k, 1:, None] - residuals[k].reshape(-1, 8)).max(axis=-1).min(axis=-1)
+        assert (distances < 1e-5).all()
+
+
+def test_rate_warms_up_and_falls():
+    recipe = Recipe(steps=100, rate=1.0, warm_up=10, floor=0.1)
+    rates = [recipe.rate_at(step) for step in range(101)]
+    assert rates[0] == 0.1
+    assert max(rates) == rates[10] == 1.0
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[11:] == sorted(rates[11:], reverse=True)
+
+
+def test_curve_goes_on_where_training_does(tmp_path):
+    path = tmp_path / "curve.csv"
+    curve = Curve(path, 2, 0)
+    rows = [curve.add(step, {"loss": float(step)}) for step in range(1, 7)]
+    assert [row and row["loss"] for row in rows] == [None, 1.5, None, 3.5, None, 5.5]
+    again = Curve(path, 2, 4)  # what came after the last save is done again
+    again.add(5, {"loss": 7.0})
+    again.add(6, {"loss": 8.0})
+    assert [(row["step"], row["loss"]) for row in read_curve(path)] == [("2", "1.5"), ("4", "3.5"), ("6", "7.5")]
+    plot_curves({"loss": ["loss"]}, path, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- speech and dialogues ---------------------------------------------------------------------------------------------
+
+
+@speaking
+def test_words_are_timed():
+    from bench.miniature.speech import PEAK, SAMPLE_RATE, Voice, speak
+
+    said = speak("Good morning, Moshi. It is 42 degrees.", Voice("en-us", 160, 50))
+    assert [word.text for word in said.words] == ["Good", "morning,", "Moshi.", "It", "is", "42", "degrees."]
+    assert np.abs(said.sound).max() == pytest.approx(PEAK, abs=1e-4)
+    bounds = [time for word in said.words for time in (word.start, word.end)]
+    assert bounds == sorted(bounds)
+    assert bounds[0] == 0
+    assert bounds[-1] == pytest.approx(len(said.sound) / SAMPLE_RATE, abs=0.02)
+    moshi, it = said.words[2:4]
+    pause = said.sound[int((moshi.end + 0.02) * SAMPLE_RATE) : int((it.start - 0.02) * SAMPLE_RATE)]
+    assert it.start - moshi.end > 0.1
+    assert np.abs(pause).max() < 0.05
+    with pytest.raises(MoshiError, match="no voice 'nobody'"):
+        speak("Hello", Voice("nobody", 160, 50))
+
+
+@speaking
+def test_codec_data_is_written_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(codec_data, "SHARD_SECONDS", 2)
+    monkeypatch.setattr(codec_data.shard, "__defaults__", (2,))
+    monkeypatch.setattr(codec_data.held_out_utterances, "__defaults__", (2,))
+    said = []
+    codec_data.prepare(tmp_path, 2, said.append)
+    assert len(said) == 2
+    sound = codec_data.training_sound(tmp_path)
+    assert sound.dtype == np.int16
+    assert len(sound) > 2 * 2 * 24000
+    assert len(codec_data.held_out_sound(tmp_path)) == 2
+    codec_data.prepare(tmp_path, 2, said.append)
+    assert len(said) == 2
+    with pytest.raises(MoshiError, match="data command"):
+        codec_data.training_sound(tmp_path / "elsewhere")
+
+
+def test_held_out_voices_are_not_trained_on():
+    train, held_out = (
+        {(v.speed, v.pitch) for v in (codec_data.user_voice(random.Random(i), kind) for i in range(300))}
+        for kind in (False, True)
+    )
+    assert not {speed for speed, _ in train} & {speed for speed, _ in held_out}
+    assert not {pitch for _, pitch in train} & {pitch for _, pitch in held_out}
+
+
+@speaking
+def test_dialogues_keep_the_rules():
+    interrupted = 0
+    for seed in range(12):
+        made = dialogues.conversation(random.Random(seed), False)
+        moshi, _ = made.sound
+        assert made.sound.shape == (2, 16 * 24000)
+        for turn, following in zip(made.turns, [*made.turns[1:], None], strict=True):
+            begin = dialogues._frame_from((turn.end + dialogues.REPLY_AFTER) * 24000 - 1)
+            assert not moshi[int((turn.start + dialogues.STOP_AFTER + 0.08) * 24000) : begin].any()
+            assert moshi[begin : begin + 4800].any()
+            said = [w for w in made.words if w[3] == "SPEAKER_MAIN" and begin / 24000 <= w[1]]
+            assert said[0][0] == turn.exchange.answer.split()[0]
+            if not turn.whole:
+                interrupted += 1
+                assert following.start < begin / 24000 + 2
+                assert not moshi[int((following.start + dialogues.STOP_AFTER + 0.08) * 24000) :][:2400].any()
+        assert all(0 <= start < end <= 16 for _, start, end, _ in made.words)
+    assert interrupted
+
+
+@speaking
+def test_dialogues_are_written_in_kyutais_format(tmp_path):
+    said = []
+    dialogues.write(tmp_path, {"train": 2}, said.append)
+    folder = tmp_path / "dialogues" / "train"
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == ["00000.flac", "00000.json", "00001.flac", "00001.json"]
+    sound, rate = soundfile.read(folder / "00000.flac")
+    assert (sound.shape, rate) == ((16 * 24000, 2), 24000)
+    word, (start, end), speaker = json.loads((folder / "00000.json").read_text())[0]
+    assert (type(word), speaker) == (str, "SPEAKER_USER")
+    assert 0 < start < end
+    before = (folder / "00000.flac").stat().st_mtime_ns
+    (folder / "00001.flac").unlink()
+    dialogues.write(tmp_path, {"train": 2}, said.append)
+    assert (folder / "00000.flac").stat().st_mtime_ns == before
+    assert (folder / "00001.flac").exists()
+
+
+def test_every_question_has_one_answer():
+    asked = script.exchanges()
+    assert len({exchange.question for exchange in asked}) == len(asked)
+    assert 36 <= len(script.answers()) <= len(asked)
+    rng = random.Random(0)
+    texts = [script.spoken(exchange, rng) for exchange in asked]
+    assert all(text[0].isupper() and text[-1] in ".?" for text in texts)
+
+
+def test_tokenizer_has_the_words_of_every_answer():
+    model = language.tokenizer()
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+    assert model == language.tokenizer()
+    assert pieces.vocab_size() == LANGUAGE.vocab_size
+    assert (pieces.unk_id(), pieces.pad_id()) == LANGUAGE.silent_text_tokens
+    for answer in script.answers():
+        tokens = pieces.encode(answer)
+        assert pieces.decode(tokens) == answer
+        assert len(tokens) == len(answer.replace(",", " ,").replace(".", " .").split())
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    model = language.new(randomized_codec())
+    mx.eval(model.parameters())
+    return model
+
+
+def randomized_codec():
+    model = MimiModel(CODEC)
+    initialize(model, 0)
+    return codec.ready(model)
+
+
+@speaking
+def test_right_answers_are_told_from_wrong_ones(untrained):
+    renderings = dialogues.held_out(4)
+    assert [(r.exchange, r.start) for r in renderings] == [(r.exchange, r.start) for r in dialogues.held_out(4)]
+    perfect = [answering(untrained, r, 0.5) for r in renderings]
+    scores = score(untrained, renderings, perfect)
+    assert (scores.asked, scores.answered, scores.silent, scores.wrong) == (4, 4, 4, [])
+    assert scores.stoi > 0.98
+    early = [answering(untrained, r, -0.5) for r in renderings]
+    assert score(untrained, renderings, early).silent == 0
+    mute = [Heard(np.full_like(one.tokens, 3), np.zeros_like(one.sound)) for one in perfect]
+    scores = score(untrained, renderings, mute)
+    assert (scores.answered, scores.silent, scores.stoi) == (0, 4, 0.0)
+    assert scores.wrong[0] == (renderings[0].exchange.question, renderings[0].exchange.answer, "")
+
+
+def answering(model, rendering, after):
+    """What a perfect model would say, `after` seconds after the question."""
+    answer, at = rendering.exchange.answer, int((rendering.end + after) * 24000)
+    sound = np.random.default_rng(0).normal(0, 1e-4, len(rendering.sound)).astype(np.float32)
+    reply = dialogues.replies()[answer].sound
+    sound[at : at + len(reply)] += reply
+    tokens = np.full(1 + len(sound) // 1920, 3)
+    words = model.tokenizer.encode(answer)
+    tokens[at // 1920 : at // 1920 + len(words)] = words
+    return Heard(tokens, sound)
+
+
+def test_alignment_finds_the_reply():
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=12000).astype(np.float32) * np.repeat(rng.random(10), 1200).astype(np.float32)
+    sound = np.zeros(60000, np.float32)
+    sound[31000:43000] = reference
+    np.testing.assert_array_equal(aligned(sound, reference, 0.5), reference)
+
+
+def test_plain_text():
+    assert plain(" Sorry, I have no CLOCK.") == "sorry i have no clock"
+
+
+@speaking
+def test_model_is_asked_frame_by_frame(untrained, eager):
+    """The same as in a session of its own."""
+    rendering = dialogues.held_out(1)[0]
+    rendering = rendering._replace(sound=rendering.sound[: 6 * 1920])
+    greedy = DuplexSampling(Sampling(0.0), Sampling(0.0))
+    one = ask(untrained, [rendering], greedy)[0]
+    session = untrained.session(temperature=0, text_temperature=0)
+    frames = [session.step(part) for part in rendering.sound.reshape(-1, 1920)]
+    assert one.tokens[1:].tolist() == [frame.text_token for frame in frames]
+    assert not is_silent(one, rendering._replace(end=0.4), untrained.config.silent_text_tokens)
+    heard = np.concatenate([np.zeros(1920) if frame.pcm is None else frame.pcm for frame in frames])
+    np.testing.assert_allclose(one.sound, heard, atol=1e-4)
+
+
+def test_curve_is_a_plain_table(tmp_path):
+    Curve(tmp_path / "a.csv", 1, 0).add(1, {"loss": 0.5, "norm": 2.0})
+    with (tmp_path / "a.csv").open() as file:
+        assert next(csv.reader(file)) == ["step", "seconds", "loss", "norm"]
