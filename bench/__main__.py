@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--bits", nargs="+", choices=QUANTIZATIONS, help="default: none, which is float32, of 7b bfloat16")
     add("--context", nargs="+", choices=cases.CONTEXTS, default=[CONTEXT], help="how full the ring is (default: empty)")
     add("--kv-bits", nargs="+", choices=("none", "8"), default=["none"], help="of the attention cache (default: none)")
+    add("--dtype", choices=cases.DTYPES, help="run the language model in it (default: as stored)")
     add("--batch", nargs="+", type=int, choices=range(1, 9), default=[1], metavar="1..8", help="conversations at once")
     add("--frames", type=_count, default=40, metavar="N", help="timed frames a row or a round (default: 40; peers: 15)")
     add("--json", type=Path, metavar="FILE", help="write everything there, times of all frames included")
@@ -101,7 +102,7 @@ def specs(arguments: argparse.Namespace) -> Iterator[Spec]:
     asked = product(sizes, arguments.bits, arguments.case, arguments.batch, arguments.kv_bits, arguments.context)
     found: dict[Spec, None] = {}
     for size, bits, case, batch, kv_bits, context in asked:
-        spec = Spec(case, size, bits, context, batch, arguments.frames, folder, kv_bits)
+        spec = Spec(case, size, bits, context, batch, arguments.frames, folder, kv_bits, arguments.dtype)
         found[spec if spec.has_context else replace(spec, context=CONTEXT, kv_bits=None)] = None
     yield from found
 
@@ -141,7 +142,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     times = [f"{row[name]:.1f}" for name in ("p50_ms", "p95_ms", "p99_ms", "worst_ms", "mean_ms")]
     counts = [str(row[name]) for name in ("evaluations", "synchronisations", "primitives", "kernels")]
     bandwidth = [f"{row['read_bandwidth_gb_s']:.1f}", f"{row['bandwidth_share']:.0%}"]
-    weights = (f"q{row['bits']}" if row["bits"] else "as stored") + (" kv8" if row["kv_bits"] else "")
+    weights = measure.weights_label(row)
     return [f"{row['case']} {row['size']}", weights, row["context"], str(row["batch"]), *times,
             f"{row['real_time_factor']:.2f}", *counts, *megabytes, *bandwidth, *memory,
             f"{row['start_s']['total']:.1f}", agreement]  # fmt: skip

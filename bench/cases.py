@@ -27,6 +27,7 @@ DEFAULT_CASES = ("mimi-encode", "mimi-decode", "lm-step", "duplex-frame")
 CONTEXTS = ("empty", "half", "full")
 SIZES = tuple(random_checkpoint.SIZES)
 SAMPLING = DuplexSampling()
+DTYPES = ("bfloat16", "float16", "float32")
 GROUP_SIZES = {4: 32, 8: 64}  # of Kyutai's q4 and q8 files
 WARMUP = 3  # frames: the first compiles
 
@@ -35,7 +36,7 @@ WARMUP = 3  # frames: the first compiles
 class Spec:
     """One row of the benchmark. `bits` None: as stored; `checkpoint`: a folder in the place of size and bits.
 
-    `kv_bits` 8: the temporal transformer's cache in 8 bits.
+    `kv_bits` 8: the temporal transformer's cache in 8 bits. `dtype`: what the language model runs in, None: as stored.
     """
 
     case: str
@@ -46,6 +47,7 @@ class Spec:
     frames: int = 40
     checkpoint: str | None = None
     kv_bits: int | None = None
+    dtype: str | None = None
 
     @property
     def has_context(self) -> bool:

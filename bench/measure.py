@@ -55,6 +55,12 @@ class Traffic(NamedTuple):
 
 def traffic(model: MoshiForConditionalGeneration, work: Work) -> Traffic:
     """Read off the graph of one uncompiled frame. Activations are left out: they stay in the chip's caches."""
+    records, num_weights = recorded(model, work)
+    return _traffic(records, num_weights)
+
+
+def recorded(model: MoshiForConditionalGeneration, work: Work) -> tuple[list[dict[str, Any]], int]:
+    """The graph of one uncompiled frame, whose inputs are the input, the weights and the state; how many weights."""
     weights, state = flatten(model.parameters()), flatten(work.state())
     records: list[dict[str, Any]] = []
 
@@ -68,7 +74,7 @@ def traffic(model: MoshiForConditionalGeneration, work: Work) -> Traffic:
         mx.export_function(records.append, frame, work.given(0), *arrays)
     finally:
         model.update(unflatten(weights))
-    return _traffic(records, len(weights))
+    return records, len(weights)
 
 
 def _named(leaves: list[tuple[str, mx.array]], arrays: tuple[mx.array, ...]) -> list[tuple[str, mx.array]]:
@@ -269,7 +275,8 @@ def kv_agreement(model: MoshiForConditionalGeneration, kv_bits: int | None, posi
 def measure(spec: Spec, started: float) -> dict[str, Any]:
     """One row. `started`: time.time() at the start of the process."""
     imported = time.time()
-    model = moshi_mlx.load(spec.checkpoint or cases.checkpoint(spec.size, spec.bits))
+    dtype = getattr(mx, spec.dtype) if spec.dtype else None
+    model = moshi_mlx.load(spec.checkpoint or cases.checkpoint(spec.size, spec.bits), dtype=dtype)
     loaded = time.time()
     ready, first, counter = _start(model, spec)
     gc.collect()
@@ -289,6 +296,12 @@ def measure(spec: Spec, started: float) -> dict[str, Any]:
                       "first_frame": first - ready, "total": first - started}  # fmt: skip
     row["kv_agreement"] = kv_agreement(model, spec.kv_bits) if spec.kv_bits else None
     return row | {"times_ms": times, "memory_bytes": memory}
+
+
+def weights_label(row: dict[str, Any]) -> str:
+    """How a row's weights and cache are kept."""
+    weights = f"q{row['bits']}" if row["bits"] else "as stored"
+    return weights + (f" {row['dtype']}" if row["dtype"] else "") + (" kv8" if row["kv_bits"] else "")
 
 
 def table(headers: list[str], rows: list[list[str]]) -> str:

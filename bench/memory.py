@@ -6,8 +6,6 @@ python -m bench.memory FOLDER --frames 5
 from __future__ import annotations
 
 import argparse
-import resource
-import sys
 import time
 
 import mlx.core as mx
@@ -15,23 +13,20 @@ import numpy as np
 
 import moshi_mlx
 
-
-def peak_gigabytes() -> float:
-    """The most memory that this process has had resident (ru_maxrss: kilobytes on Linux, bytes on a Mac)."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+from .cases import DTYPES
+from .measure import peak_bytes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Loading time, frame time and peak memory of a checkpoint.")
     parser.add_argument("folder")
     parser.add_argument("--frames", type=int, default=5)
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: as stored")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: as stored")
     arguments = parser.parse_args()
     began = time.perf_counter()
     model = moshi_mlx.load(arguments.folder, dtype=arguments.dtype and getattr(mx, arguments.dtype))
     loaded = time.perf_counter()
-    print(f"loaded in {loaded - began:.1f} s, peak {peak_gigabytes():.2f} GB resident", flush=True)
+    print(f"loaded in {loaded - began:.1f} s, peak {peak_bytes() / 1e9:.2f} GB resident", flush=True)
     session = model.session()
     primed = time.perf_counter()
     print(f"primed in {primed - loaded:.1f} s", flush=True)
@@ -40,7 +35,7 @@ def main() -> None:
         start = time.perf_counter()
         session.step(frame)
         print(f"frame {n}: {1e3 * (time.perf_counter() - start):.0f} ms", flush=True)
-    print(f"peak {peak_gigabytes():.2f} GB resident, {mx.get_peak_memory() / 1e9:.2f} GB in MLX arrays")
+    print(f"peak {peak_bytes() / 1e9:.2f} GB resident, {mx.get_peak_memory() / 1e9:.2f} GB in MLX arrays")
 
 
 if __name__ == "__main__":

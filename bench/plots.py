@@ -12,6 +12,8 @@ from matplotlib import pyplot
 
 from moshi_mlx.chips import FRAME_MS
 
+from .measure import weights_label
+
 STAGES = ("mimi-encode", "temporal", "depth-step", "mimi-decode")
 
 
@@ -37,9 +39,7 @@ def label(row: dict[str, Any]) -> str:
 
 
 def setting(row: dict[str, Any]) -> str:
-    weights = f"q{row['bits']}" if row["bits"] else "as stored"
-    weights += " kv8" if row["kv_bits"] else ""
-    return f"{row['size']} {weights}, context {row['context']}, batch {row['batch']}"
+    return f"{row['size']} {weights_label(row)}, context {row['context']}, batch {row['batch']}"
 
 
 def codec_setting(name: str) -> str:

@@ -31,10 +31,12 @@ def window(offset: mx.array, length: int, capacity: int, context: int) -> Window
     """The window of `length` new positions after `offset` (int [B]) in rings of `capacity` slots."""
     positions = offset[:, None] + mx.arange(length)  # [B, T]
     last = positions[:, -1:]
-    held = last - (last - mx.arange(capacity)) % capacity  # [B, capacity] position that each slot holds, < 0: none
+    slots = mx.arange(capacity)
+    size = slots[-1:] + 1  # as data: a number would be written into the fused kernels, to be built anew as rings grow
+    held = last - (last - slots) % size  # [B, capacity] position that each slot holds, < 0: none
     distance = positions[:, :, None] - held[:, None]  # [B, T, capacity]
     mask = (held[:, None] >= 0) & (distance >= 0) & (distance < context)
-    return Window(offset, (positions % capacity)[:, None, :, None], mask[:, None])
+    return Window(offset, (positions % size)[:, None, :, None], mask[:, None])
 
 
 def create(batch: int, heads: int, capacity: int, head_dim: int, dtype: mx.Dtype, kv_bits: int | None) -> State:

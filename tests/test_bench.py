@@ -13,9 +13,10 @@ import pytest
 
 import moshi_mlx
 from bench import __main__ as cli
-from bench import cases, measure, peers, plots, random_checkpoint, roofline
+from bench import cases, floor, growth, measure, peers, plots, random_checkpoint, roofline
 from bench.cases import Spec, Work
 from moshi_mlx import MoshiConfig, chips
+from moshi_mlx.linear import Linear
 from moshi_mlx.state import flatten
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +77,7 @@ def test_pictures_are_written(run):
 
 
 def test_stages_split_the_language_step_and_give_the_codec_to_every_context():
-    common = {"size": "tiny", "bits": 4, "batch": 1, "context": "empty", "kv_bits": None}
+    common = {"size": "tiny", "bits": 4, "batch": 1, "context": "empty", "kv_bits": None, "dtype": None}
     times = {"mimi-encode": 1, "mimi-decode": 2, "depth-step": 3, "lm-step": 5, "duplex-frame": 9}
     rows = [{**common, "case": case, "p50_ms": time} for case, time in times.items()]
     rows += [{**common, "context": "full", "kv_bits": 8, "case": "lm-step", "p50_ms": 6}]
@@ -214,6 +215,41 @@ def test_random_weights_are_written_once_with_published_names(tmp_path):
     moshi_mlx.load(folder)
     with pytest.raises(moshi_mlx.ConfigError, match="no multiple of a group of 32"):
         cases.checkpoint("miniature", 4, tmp_path)
+
+
+def test_growths_are_the_frames_that_find_the_ring_full():
+    times = [10.0] * 600
+    times[255] = times[511] = 25.0
+    found = growth.growths(times, 600)
+    assert [(each.frame, each.slots, each.extra) for each in found] == [(255, 512, 1.5), (511, 600, 1.5)]
+
+
+def test_growth_command_plays_through_every_growth(checkpoint, tmp_path, capsys, monkeypatch):
+    files = {name: tmp_path / f"growth.{name}" for name in ("json", "png")}
+    arguments = ["--checkpoint", checkpoint(context=300), "--json", files["json"], "--plot", files["png"]]
+    monkeypatch.setattr(sys, "argv", ["growth", *map(str, arguments)])
+    growth.main()
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]] == [["255", "300"]]
+    assert len(json.loads(files["json"].read_text())["times_ms"]) == 300 + growth.AFTER
+    assert files["png"].read_bytes()[:4] == b"\x89PNG"
+
+
+def test_bare_products_of_a_step_use_every_matrix_once(model):
+    found = floor.products(model, cases.work(model, Spec("lm-step", frames=1)))
+    parts = [model.decoder.model.transformer, model.depth_decoder]
+    modules = [module for part in parts for module in part.modules()] + [model.decoder.lm_head]
+    matrices = {id(module.weight): module.weight.size for module in modules if isinstance(module, Linear)}
+    assert sum(math.prod(p.w) for p in found if len(p.w) <= 3) == sum(matrices.values())
+    assert [y.shape for y in floor.bare(found[:3])()] == [(*p.x[:-1], p.w[-1]) for p in found[:3]]
+
+
+def test_dtype_is_what_the_language_model_runs_in(checkpoint):
+    folder = str(checkpoint())
+    read = {
+        dtype: measure.measure(Spec("lm-step", frames=1, checkpoint=folder, dtype=dtype), 0.0)["weights_bytes"]
+        for dtype in ("float32", "bfloat16")
+    }
+    assert read["float32"] == 2 * read["bfloat16"]
 
 
 def test_statistics():
