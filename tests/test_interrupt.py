@@ -57,3 +57,19 @@ def test_signal_that_is_answered_in_time_ends_nothing(monkeypatch):
     with Interrupts() as interrupts:
         interrupts.handle(lambda: None)
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_while_the_command_starts_leaves_no_traceback(tmp_path):
+    """To the package, `-c code moshi_mlx.local` looks as `-m moshi_mlx.local` does."""
+    code = "import moshi_mlx, time; print(1, flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, "moshi_mlx.local"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert child.stdout.readline() == "1\n"
+    child.send_signal(signal.SIGINT)
+    assert child.communicate(timeout=20) == ("", "")
+    assert child.returncode == -signal.SIGINT
+
+
+def test_programs_keep_their_own_way_with_signals():
+    code = "import moshi_mlx, signal; print(signal.getsignal(2) is signal.default_int_handler)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"

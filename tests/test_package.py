@@ -11,7 +11,8 @@ import moshi_mlx
 ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports only what stands before it.
 LAYERS = [
-    "errors", "chips", "config", "state", "safetensors", "hub", "cache", "linear", "conv", "transformer", "quantizer",
+    "starting", "errors", "chips", "config", "state", "safetensors", "hub", "cache", "linear", "conv", "transformer",
+    "quantizer",
     "mimi", "helium", "depth", "sampling", "moshi", "duplex", "layouts", "filling", "session",
     "preflight", "checkpoint", "ring", "files", "resample", "pacing", "portaudio", "devices", "echo", "live", "loop",
     "recorder", "trace", "keys", "view", "progress", "interrupt", "options", "local",
