@@ -16,6 +16,7 @@ import hashlib
 from moshi_mlx.interrupt import Interrupts
 with Interrupts() as interrupts:
     interrupts.last_acts.append(lambda: print("recording closed", flush=True))
+    interrupts.handle(lambda: None)
     print("go", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes in one step of Python's, as a model's load may be
 """
