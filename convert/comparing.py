@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from moshi_mlx import audio, duplex, preflight
+from moshi_mlx import duplex, files, preflight
 from moshi_mlx.checkpoint import load
 from moshi_mlx.duplex import DuplexSampling
 from moshi_mlx.errors import InputError
@@ -212,7 +212,7 @@ def _ask(names: tuple[str, str], path: Path, seed: int) -> tuple[Talk, list[list
         model = load(name)
         if said is None:
             config, wanted = model.config.audio_encoder_config, _sizes(model)
-            sound = audio.read_sound(path, config.sampling_rate)
+            sound = files.read_sound(path, config.sampling_rate)
             said = talk(model, np.pad(sound, (0, -len(sound) % config.frame_size)), seed)
         elif _sizes(model) != wanted:
             raise InputError(f"{name}: has other streams or vocabularies than {names[0]}, so they cannot be compared")

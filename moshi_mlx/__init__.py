@@ -1,5 +1,6 @@
 """Moshi, the full-duplex speech-text model, on Apple Silicon with MLX."""
 
+from . import starting  # noqa: F401  first: what follows takes a while, and Ctrl-C may come meanwhile
 from .checkpoint import load
 from .config import MimiConfig, MoshiConfig, MoshiDepthConfig
 from .depth import MoshiDepthDecoder

@@ -81,14 +81,44 @@ def step_codes(
     model: MoshiForConditionalGeneration, codes: mx.array, state: State, sampling: DuplexSampling
 ) -> tuple[Reply, State]:
     """One frame from the user's codes: codes int [B, user_codebooks], -1 for no input."""
-    ready = state["offset"] >= max(delays_of(model.config)[0])
-    text, column, state = language_step(model, codes, state, sampling)
+    text, state = hear_codes(model, codes, state, sampling)
+    return speak(model, text, state, sampling)
+
+
+def hear(
+    model: MoshiForConditionalGeneration, sound: mx.array, state: State, sampling: DuplexSampling
+) -> tuple[mx.array, State]:
+    """The first half of `step`, up to the sampled text token [B]; `speak` takes that token, or another, from there."""
+    codes, encoder = model.audio_encoder.encode_step(sound, state["encoder"], model.config.user_codebooks)
+    return hear_codes(model, codes[..., 0], {**state, "encoder": encoder}, sampling)
+
+
+def hear_codes(
+    model: MoshiForConditionalGeneration, codes: mx.array, state: State, sampling: DuplexSampling
+) -> tuple[mx.array, State]:
+    """The first half of `step_codes`. The state that it returns is one for `speak` alone."""
+    _, user_delays = delays_of(model.config)
+    user = mx.concatenate([state["user"][:, :, 1:], codes[:, :, None]], axis=-1)
+    tokens = _input_tokens(model, state["text"], state["own"][:, :, -1], _delayed(user, user_delays), state["offset"])
+    hidden, logits, temporal = model.decoder.step(tokens[:, :, None], state["temporal"])
+    text_noise, code_noise, keys = _noise(model, state["keys"], sampling)
+    text = sample(logits[:, 0], text_noise, sampling.text)
+    heard = {"keys": keys, "user": user, "temporal": temporal, "hidden": hidden[:, 0], "noise": code_noise}
+    return text, {**state, **heard}
+
+
+def speak(
+    model: MoshiForConditionalGeneration, text: mx.array, heard: State, sampling: DuplexSampling
+) -> tuple[Reply, State]:
+    """The second half of a step: text int [B] and the state from `hear` -> the reply and the next frame's state."""
+    ready = heard["offset"] >= max(delays_of(model.config)[0])
+    column, state = _depth_step(model, text, heard, sampling)
     decoder = state["decoder"]
     if max(delays_of(model.config)[0]) > 1:  # with less, the first step after priming has a column already
         fresh = model.audio_encoder.init_decoder_state(len(ready))
         decoder = where(state["offset"] - 1 <= max(delays_of(model.config)[0]), fresh, decoder)
     sound, decoder = model.audio_encoder.decode_step(column[:, :, None], decoder)
-    return Reply(text, column, sound, ready), {**state, "decoder": decoder}
+    return Reply(text.astype(mx.int32), column, sound, ready), {**state, "decoder": decoder}
 
 
 def delays_of(config: MoshiConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -100,18 +130,21 @@ def language_step(
     model: MoshiForConditionalGeneration, user_codes: mx.array, state: State, sampling: DuplexSampling
 ) -> tuple[mx.array, mx.array, State]:
     """One position of the language model: -> text token [B], newest complete column [B, num_codebooks], state."""
-    own_delays, user_delays = delays_of(model.config)
-    user = mx.concatenate([state["user"][:, :, 1:], user_codes[:, :, None]], axis=-1)
-    tokens = _input_tokens(model, state["text"], state["own"][:, :, -1], _delayed(user, user_delays), state["offset"])
-    hidden, logits, temporal = model.decoder.step(tokens[:, :, None], state["temporal"])
-    text, codes, keys = sample_frame(model, hidden[:, 0], logits[:, 0], state["keys"], sampling)
+    text, heard = hear_codes(model, user_codes, state, sampling)
+    column, state = _depth_step(model, text, heard, sampling)
+    return state["text"], column, state
+
+
+def _depth_step(
+    model: MoshiForConditionalGeneration, text: mx.array, heard: State, sampling: DuplexSampling
+) -> tuple[mx.array, State]:
+    """The depth decoder after text [B]: -> the newest complete column [B, num_codebooks], state."""
+    own_delays, _ = delays_of(model.config)
+    state = dict(heard)
+    codes = _codes(model, state.pop("hidden"), text, state.pop("noise"), sampling)
     own = mx.concatenate([state["own"][:, :, 1:], codes[:, :, None]], axis=-1)
     column = _delayed(own, [max(own_delays) - delay for delay in own_delays])
-    state = {
-        **state, "offset": state["offset"] + 1, "keys": keys, "text": text, "own": own, "user": user,
-        "temporal": temporal,
-    }  # fmt: skip
-    return text, column, state
+    return column, {**state, "offset": state["offset"] + 1, "text": text.astype(mx.int32), "own": own}
 
 
 def _delayed(history: mx.array, delays: list[int] | tuple[int, ...]) -> mx.array:
@@ -134,13 +167,27 @@ def sample_frame(
     model: MoshiForConditionalGeneration, hidden: mx.array, logits: mx.array, keys: mx.array, sampling: DuplexSampling
 ) -> tuple[mx.array, mx.array, mx.array]:
     """The text token [B], then the depth decoder's codes [B, num_codebooks], and the next frame's keys."""
-    config = model.config
-    counts = [sampling.text.candidates(config.vocab_size)]
-    counts += [sampling.audio.candidates(config.audio_vocab_size)] * config.num_codebooks
-    (text_noise, *code_noise), keys = noise(keys, counts)
+    text_noise, code_noise, keys = _noise(model, keys, sampling)
     text = sample(logits, text_noise, sampling.text)
-    codes = model.depth_decoder.sample(hidden, text, lambda i, logits: sample(logits, code_noise[i], sampling.audio))
-    return text.astype(mx.int32), codes, keys
+    return text.astype(mx.int32), _codes(model, hidden, text, code_noise, sampling), keys
+
+
+def _codes(
+    model: MoshiForConditionalGeneration, hidden: mx.array, text: mx.array, drawn: mx.array, sampling: DuplexSampling
+) -> mx.array:
+    """The depth decoder's codes [B, num_codebooks] after text [B], with the noise drawn for all codebooks."""
+    noises = mx.split(drawn, model.config.num_codebooks, axis=-1)
+    return model.depth_decoder.sample(hidden, text, lambda i, logits: sample(logits, noises[i], sampling.audio))
+
+
+def _noise(
+    model: MoshiForConditionalGeneration, keys: mx.array, sampling: DuplexSampling
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Noise for the text token and, codebook after codebook, for the codes; and the next frame's keys."""
+    config = model.config
+    codes = config.num_codebooks * sampling.audio.candidates(config.audio_vocab_size)
+    (text_noise, code_noise), keys = noise(keys, [sampling.text.candidates(config.vocab_size), codes])
+    return text_noise, code_noise, keys
 
 
 def export_step(model: MoshiForConditionalGeneration, path: str | Path, sampling: DuplexSampling, seed: int = 0) -> int:

@@ -1,118 +1,34 @@
 """Talk with Moshi from the command line: python -m moshi_mlx.local.
 
 The main thread is the model thread: it loads, steps and writes. So Ctrl-C ends a download at once, while in a
-conversation a signal handler sets the one event that ends the loop.
+conversation it ends the wait for the next frame.
 """
+
+from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
-import math
-import os
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+import time
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
+from . import devices, files, loop, options, portaudio, view
+from .echo import EchoCanceller
+from .errors import ConfigError, InputError, MoshiError
+from .interrupt import Interrupts
+from .keyboard import Keys
+from .live import Conversation, UserFile
+from .progress import Loading
+from .recorder import Recorder
+from .ring import Samples
+from .trace import Trace
 
-from . import audio, loop
-from .errors import ConfigError, MoshiError
-
-PROGRAM = "moshi_mlx.local"
 SAMPLE_RATE = 24_000  # Hz
 FRAME_SIZE = 1920  # samples
-HUB_SUFFIXES = {4: "q4", 8: "q8", 16: "bf16"}
-DEMO_MODEL = Path(__file__).parent / "assets" / "miniature"
-DEMO_INPUT = Path(__file__).parent / "assets" / "question.flac"
-DEMO_OUTPUT = Path("reply.wav")
-
-EPILOG = """\
-Without --input Moshi listens to the default microphone; without --output, or with a microphone, it speaks on the
-default speaker. The reply's text goes to standard output, all else to standard error. Ctrl-C ends the
-conversation, and what the output file then holds is kept.
-
-exit status: 0 at the end of the input, after --steps, or when Ctrl-C ends a live conversation; 2 on an error, and
-then no output file is written; 130 when Ctrl-C ends anything else.
-"""
-
-Handler = Callable[[int, FrameType | None], Any]
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: error: {message} (--help shows the options)\n")
-
-
-def _number(kind: type, least: float, below: float = math.inf) -> Callable[[str], Any]:
-    """A type for argparse: a finite number of `kind` from `least` up."""
-
-    def parse(text: str) -> Any:
-        expected = f"{'a whole number' if kind is int else 'a number'} of at least {least}"
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value < below:
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
-        return value
-
-    return parse
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        f"python -m {PROGRAM}",
-        description="Talk with Moshi.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--model", metavar="FOLDER_OR_HUB_ID", help="checkpoint; overrides -q and --voice")
-    which.add_argument("--demo", action="store_true", help="miniature model and question of the package, no download")
-    parser.add_argument("--adapter", metavar="FOLDER_OR_HUB_ID", help="what fine-tuning made of that checkpoint")
-    parser.add_argument("-q", "--quantized", type=int, choices=HUB_SUFFIXES, default=4, help="bits (default: 4)")
-    parser.add_argument("--voice", choices=("moshiko", "moshika"), default="moshiko", help="default: moshiko")
-    parser.add_argument("--input", type=Path, metavar="FILE", help="what you say: WAV, FLAC, OGG or MP3")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="writes the reply as WAV")
-    add = functools.partial(_add, parser)
-    add("--tail", _number(float, 0), "seconds of silence after the input file", 3.0)
-    add("--steps", _number(int, 1), "end after so many frames of 80 ms")
-    add("--seed", _number(int, 0, 2**64), "same seed, model and input: same reply", 0)
-    parser.add_argument("--kv-bits", type=int, choices=(8,), help="keep the attention cache in 8 bits")
-    for name, of, temperature, top_k in (("--", "sound", 0.8, 250), ("--text-", "text", 0.7, 25)):
-        add(
-            f"{name}temperature",
-            _number(float, 0),
-            f"of the {of}; 0 is greedy (default: the model's, or {temperature})",
-        )
-        add(f"{name}top-k", _number(int, 0), f"of the {of}; 0 is no limit (default: the model's, or {top_k})")
-    return parser
-
-
-def _add(
-    parser: argparse.ArgumentParser, name: str, kind: Callable[[str], Any], help: str, default: Any = None
-) -> None:
-    shown = "" if default is None else f" (default: {default})"
-    parser.add_argument(name, type=kind, default=default, metavar="N", help=help + shown)
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.demo:
-        arguments.model = str(DEMO_MODEL)
-        arguments.input = arguments.input or DEMO_INPUT
-        arguments.output = arguments.output or DEMO_OUTPUT
-    elif arguments.model is None:
-        arguments.model = f"kyutai/{arguments.voice}-mlx-{HUB_SUFFIXES[arguments.quantized]}"
-    ends = [path for path in (arguments.input, arguments.output) if path is not None and os.path.exists(path)]
-    if len(ends) == 2 and os.path.samefile(*ends):
-        parser.error(f"--input and --output are the same file: {arguments.input}")
-    return arguments
+FRAME_SECONDS = FRAME_SIZE / SAMPLE_RATE
+SWITCH_SECONDS = 0.001  # after which a thread that draws lets an audio callback run
 
 
 class _Tee:
@@ -125,7 +41,11 @@ class _Tee:
     def drops(self) -> int:
         return sum(sink.drops for sink in self._sinks)
 
-    def write(self, pcm: audio.Samples) -> None:
+    @property
+    def lost_seconds(self) -> float:
+        return sum(sink.lost_seconds for sink in self._sinks)
+
+    def write(self, pcm: Samples) -> None:
         for sink in self._sinks:
             sink.write(pcm)
 
@@ -142,130 +62,213 @@ class _Tee:
             sink.abort()
 
 
-def _source(arguments: argparse.Namespace) -> audio.FileSource | audio.Microphone:
-    if arguments.input is None:
-        return audio.Microphone(SAMPLE_RATE, FRAME_SIZE)
-    samples = audio.read_sound(arguments.input, SAMPLE_RATE)
-    return audio.FileSource(samples, FRAME_SIZE, round(arguments.tail * SAMPLE_RATE))
+class Talk:
+    """One run of the command: its ends, its observers, and what a person may do meanwhile.
 
+    Everything that is opened goes on `self.stack`, in whose reverse order it is closed.
+    """
 
-def _sink(arguments: argparse.Namespace, source: audio.FileSource | audio.Microphone) -> loop.Sink:
-    length = source.length if isinstance(source, audio.FileSource) else None
-    if arguments.output is None:
-        return audio.Speaker(SAMPLE_RATE, FRAME_SIZE, pace=length is not None)
-    file = audio.FileSink(arguments.output, SAMPLE_RATE, length)
-    if length is not None:
-        return file
-    try:
-        return _Tee(audio.Speaker(SAMPLE_RATE, FRAME_SIZE), file)
-    except MoshiError:
-        file.abort()
-        raise
+    def __init__(self, arguments: argparse.Namespace, stack: contextlib.ExitStack, interrupts: Interrupts) -> None:
+        self.arguments, self.stack, self.interrupts = arguments, stack, interrupts
+        self.stop, self.controls = threading.Event(), loop.Controls()
+        self.screen: view.View = view.Plain(arguments.quiet)
+        self.observers: list[loop.Observer] = []
+        self.live = arguments.input is None
 
+    def say(self, line: str) -> None:
+        """To whatever the person looks at just now."""
+        self.screen.say(line)
 
-def _session(arguments: argparse.Namespace) -> Any:
-    """Loads the model and compiles its step. What is not asked for in `arguments` is left to the model."""
-    import moshi_mlx
+    # Both ends, opened before the model is loaded, so that what is wrong with them is said at once
 
-    from . import preflight
+    def open(self) -> None:
+        arguments = self.arguments
+        if arguments.record:
+            self.recorder = Recorder(arguments.record, SAMPLE_RATE, FRAME_SIZE)
+            self.interrupts.last_acts.append(self.recorder.close)
+            self.stack.callback(self.recorder.close)
+            self.observers.append(self.recorder)
+        if arguments.trace:
+            self.trace = Trace(arguments.trace)
+            self.observers.append(self.trace)
+        self.source, self.sink = self._live_ends() if self.live else self._file_ends()
 
-    _say(f"loading {arguments.model} ...")
-    names = ("temperature", "top_k", "text_temperature", "text_top_k", "kv_bits")
-    asked = {name: getattr(arguments, name) for name in names}
-    given = {name: value for name, value in asked.items() if value is not None}
-    adapted = {"adapter": arguments.adapter} if arguments.adapter else {}
-    model = moshi_mlx.load(arguments.model, **adapted)
-    _say(preflight.report(model))
-    session = model.session(seed=arguments.seed, **given)
-    if (session.sample_rate, session.frame_size) != (SAMPLE_RATE, FRAME_SIZE):
-        raise ConfigError(
-            f"{arguments.model}: has frames of {session.frame_size} samples at {session.sample_rate} Hz, "
-            f"expected {FRAME_SIZE} at {SAMPLE_RATE} Hz"
+    def _live_ends(self) -> tuple[loop.Source, loop.Sink]:
+        arguments = self.arguments
+        said = files.read_sound(arguments.user_file, SAMPLE_RATE) if arguments.user_file else None
+        rate = arguments.device_rate
+        speaker = devices.Speaker(SAMPLE_RATE, FRAME_SIZE, arguments.output_device, rate, tap=arguments.echo_cancel)
+        self.stack.callback(speaker.close)
+        clean = EchoCanceller(SAMPLE_RATE, speaker.played) if arguments.echo_cancel else None
+        microphone = devices.Microphone(SAMPLE_RATE, FRAME_SIZE, arguments.input_device, rate, clean)
+        self.stack.callback(microphone.close)
+        if arguments.trace:
+            microphone.note = speaker.note = self.trace.callback
+        talk = Conversation(microphone, speaker, arguments.latency_limit / 1000, self.say)
+        if not arguments.echo_cancel and portaudio.same_case(microphone.name, speaker.name):
+            self.say("wear headphones, or use --echo-cancel: this microphone hears this speaker")
+        source = talk if said is None else UserFile(talk, said, FRAME_SIZE)
+        return source, self._with_file(talk.voice, None)
+
+    def _file_ends(self) -> tuple[loop.Source, loop.Sink]:
+        arguments = self.arguments
+        samples = files.read_sound(arguments.input, SAMPLE_RATE)
+        source = files.FileSource(samples, FRAME_SIZE, round(arguments.tail * SAMPLE_RATE))
+        if arguments.output is not None:
+            return source, self._with_file(None, source.length)
+        speaker = devices.Speaker(SAMPLE_RATE, FRAME_SIZE, arguments.output_device, arguments.device_rate, pace=True)
+        self.stack.callback(speaker.close)
+        if arguments.trace:
+            speaker.note = self.trace.callback
+        return source, speaker
+
+    def _with_file(self, speaker: loop.Sink | None, length: int | None) -> loop.Sink:
+        """The speaker, the output file, or both."""
+        if self.arguments.output is None:
+            assert speaker is not None
+            return speaker
+        file = files.FileSink(self.arguments.output, SAMPLE_RATE, length)
+        self.stack.callback(file.abort)
+        self.interrupts.last_acts.append(file.abort)
+        return file if speaker is None else _Tee(speaker, file)
+
+    # The model
+
+    def load(self) -> Any:
+        """Loads the model, compiles its step, and finds out whether this machine can hold the conversation."""
+        import moshi_mlx
+
+        from . import preflight
+
+        arguments = self.arguments
+        plan = preflight.plan(arguments.model)
+        self.say(f"loading {plan or arguments.model} ...")
+        if plan:
+            self._check(preflight.check_memory, plan.size, f"{arguments.model} alone", self._advice())
+        began = time.perf_counter()
+        adapted = {"adapter": arguments.adapter} if arguments.adapter else {}
+        with Loading(plan.size if plan else 0):
+            model = moshi_mlx.load(arguments.model, **adapted)
+        self.say(f"loaded in {time.perf_counter() - began:.1f} s; {preflight.report(model, arguments.kv_bits)}")
+        needed = preflight.conversation_bytes(model, arguments.kv_bits)
+        self._check(preflight.check_memory, needed, "a conversation with a full context", self._advice())
+        names = ("temperature", "top_k", "text_temperature", "text_top_k", "kv_bits")
+        asked = {name: getattr(arguments, name) for name in names}
+        session = model.session(
+            seed=arguments.seed, **{name: value for name, value in asked.items() if value is not None}
         )
-    session.step(np.zeros(FRAME_SIZE, np.float32))  # compiles; else the first frame would wait for it
-    session.reset()
-    return session
+        self._check_frames(session)
+        frames = preflight.time_frames(session, preflight.FRAMES if self.live else 0)
+        if self.live:
+            self._check(lambda *given: self.say(preflight.check_speed(*given)), frames, self._advice())
+        return session
 
+    def _check(self, check: Any, *given: Any) -> None:
+        """What a person may overrule is only said where it is overruled, or where nothing runs in real time."""
+        try:
+            check(*given)
+        except InputError as error:
+            if self.live and not self.arguments.force:
+                raise
+            self.say(f"warning: {error}")
 
-def _converse(arguments: argparse.Namespace, stop: threading.Event) -> loop.Statistics:
-    """Opens both ends before the model is loaded, so that what is wrong with them is said at once."""
-    with contextlib.ExitStack() as ends:
-        source = _source(arguments)
-        ends.callback(source.close)
-        sink = _sink(arguments, source)
-        ends.callback(sink.abort)
-        session = _session(arguments)
-        if arguments.input is None:
-            _say("talk now; Ctrl-C ends the conversation")
-        with _on_signals(_setter(stop)):
-            statistics = loop.run(session, source, sink, _print_text, arguments.steps, stop)
+    def _advice(self) -> str:
+        """What to try on a machine that is too small or too slow."""
+        if not self.arguments.model.endswith("-q4"):
+            return "use -q 4"
+        return "close other programs" + ("" if self.arguments.kv_bits else ", use --kv-bits 8")
+
+    def _check_frames(self, session: Any) -> None:
+        if (session.sample_rate, session.frame_size) != (SAMPLE_RATE, FRAME_SIZE):
+            raise ConfigError(
+                f"{self.arguments.model}: has frames of {session.frame_size} samples at {session.sample_rate} Hz, "
+                f"expected {FRAME_SIZE} at {SAMPLE_RATE} Hz"
+            )
+
+    # The conversation
+
+    def converse(self, session: Any) -> loop.Statistics:
+        """Runs until the input ends, a key or Ctrl-C; what was written is kept if there was a frame."""
+        if self.live:
+            self.say("talk now; Ctrl-C ends the conversation")
+        self.interrupts.handle(self.quit)
+        actions = {"m": self._mute, "r": self.controls.reset, "q": self.quit}
+        with Keys(actions if self.live else {}) as keys, contextlib.ExitStack() as shown:
+            self.interrupts.last_acts.append(keys.close)
+            self._show(keys.active)
+            shown.callback(self.screen.close)
+            statistics = loop.run(
+                session, self.source, self.sink, [self.screen, *self.observers], self.arguments.steps, self.stop,
+                self.controls,
+            )  # fmt: skip
+        self.screen = view.Plain(self.arguments.quiet)
         if statistics.frames:
-            sink.close()
-    return statistics
+            self.sink.close()
+            if self.arguments.trace:
+                self.trace.close()
+        return statistics
+
+    def _show(self, keys: bool) -> None:
+        """On a terminal a view; what is not to be shown as one goes on as lines."""
+        if self.arguments.json:
+            self.screen = view.Json(self.controls, FRAME_SECONDS, self.arguments.quiet)
+        elif self.live and not self.arguments.quiet and sys.stdout.isatty():
+            terminal = view.Terminal(self.controls, FRAME_SECONDS, keys)
+            self.interrupts.last_acts.append(terminal.close)
+            self.screen = terminal
+
+    def _mute(self) -> None:
+        self.controls.muted = not self.controls.muted
+
+    def quit(self) -> None:
+        """Ends the conversation after the frame at hand. From any thread, and from a signal handler."""
+        self.stop.set()
+        self.source.end()
+
+    def report(self, statistics: loop.Statistics) -> None:
+        self.say(str(statistics))
+        arguments = self.arguments
+        if not statistics.frames:
+            return
+        if arguments.record:
+            self.say(f"conversation recorded in {arguments.record} and {self.recorder.json_path}")
+        if arguments.trace:
+            self.say(f"trace written to {arguments.trace}")
+        if arguments.output:
+            self.say(f"reply written to {arguments.output}")
 
 
-def _print_text(frame: Any) -> None:
-    if frame.text:
-        _print(frame.text)
+def _run(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
+    with contextlib.ExitStack() as stack:
+        talk = Talk(arguments, stack, interrupts)
+        talk.open()
+        statistics = talk.converse(talk.load())
+    talk.report(statistics)
+    return 130 if talk.stop.is_set() and not (talk.live and statistics.frames) else 0
 
 
-def _print(text: str) -> None:
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
-    except BrokenPipeError:  # nobody reads the text any more; the conversation goes on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _setter(stop: threading.Event) -> Handler:
-    def handler(number: int, stack: FrameType | None) -> None:
-        signal.signal(number, signal.default_int_handler)  # the second Ctrl-C does not wait for the frame
-        stop.set()
-
-    return handler
-
-
-@contextlib.contextmanager
-def _on_signals(handler: Handler) -> Iterator[None]:
-    """Handles Ctrl-C and `kill` by `handler`; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
-
-
-def _report(arguments: argparse.Namespace, statistics: loop.Statistics) -> None:
-    _print("\n")  # ends the reply's text
-    _say(str(statistics))
-    if arguments.output and statistics.frames:
-        _say(f"reply written to {arguments.output}")
+def _list_devices() -> int:
+    for device in portaudio.devices():
+        view.write_out(f"{device}\n")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status, which --help describes."""
-    arguments = _arguments(argv)
-    stop = threading.Event()
+    arguments = options.parse(argv)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        with _on_signals(signal.default_int_handler):
-            statistics = _converse(arguments, stop)
-            _report(arguments, statistics)
+        with Interrupts() as interrupts:
+            return _list_devices() if arguments.list_devices else _run(arguments, interrupts)
     except MoshiError as error:
-        _say(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}")
+        view.say(f"{options.PROGRAM}: error: {' '.join(str(error).splitlines())}")
         return 2
     except KeyboardInterrupt:
-        _say(f"{PROGRAM}: interrupted, no output was written")
+        view.say(f"{options.PROGRAM}: interrupted, no output was written")
         return 130
-    live = arguments.input is None and statistics.frames
-    return 130 if stop.is_set() and not live else 0
+    finally:
+        sys.setswitchinterval(before)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -22,6 +23,10 @@ FIRST_CAPACITY = 256
 BUFFER_CACHE_BYTES = 512 * 2**20
 
 
+OnText = Callable[[int], int | None]
+"""(sampled text token) -> the token to go on with, or None for the sampled one."""
+
+
 class Frame(NamedTuple):
     """80 ms of Moshi's side of the conversation."""
 
@@ -37,6 +42,10 @@ class Session:
     Arguments: seed; temperature, top_k, top_p, min_p of Moshi's sound; the same with `text_` before them of its text.
     A temperature of 0 is greedy. kv_bits=8 keeps the attention cache in 8 bits. Raises InputError for a setting out of
     range.
+
+    on_text(token) is called once a frame with the sampled text token, before the depth decoder sees it: it returns
+    another token to say that instead, or None to keep it. With it a frame is two evaluations, without it one. What it
+    raises ends the call to `step`, and the frame counts as spoken with the sampled token.
 
     Not thread-safe: MLX work belongs to a thread, so make it, step it and reset it on one thread.
     """
@@ -55,6 +64,7 @@ class Session:
         text_top_p: float = 1.0,
         text_min_p: float = 0.0,
         kv_bits: int | None = None,
+        on_text: OnText | None = None,
     ) -> None:
         sampling = DuplexSampling(
             text=Sampling(text_temperature, text_top_k, text_top_p, text_min_p),
@@ -65,8 +75,13 @@ class Session:
         self.nonfinite_samples = 0
         """NaN and infinite samples that were replaced by silence so far."""
         self._model, self._seed, self._sampling, self._kv_bits = model, seed, sampling, kv_bits
-        self._step = mx.compile(lambda sound, state: duplex.step(model, sound, state, sampling))
-        self._step_codes = mx.compile(lambda codes, state: duplex.step_codes(model, codes, state, sampling))
+        whole = (duplex.step, duplex.step_codes) if on_text is None else (duplex.hear, duplex.hear_codes)
+
+        def compiled(part: Any) -> Any:
+            return mx.compile(lambda given, state: part(model, given, state, sampling))
+
+        self._step, self._step_codes, self._speak = (compiled(part) for part in (*whole, duplex.speak))
+        self._on_text = on_text
         bound_memory()
         self.reset()
         self._trace_ahead()
@@ -89,7 +104,9 @@ class Session:
         while capacity < context:
             capacity = min(2 * capacity, context)
             state = duplex.init_state(self._model, [self._seed], capacity, self._kv_bits)
-            self._step(mx.zeros((1, self.frame_size)), state)
+            first, state = self._step(mx.zeros((1, self.frame_size)), state)
+            if self._on_text:
+                self._speak(first, state)
 
     def step(self, pcm: Any) -> Frame:
         """One frame: pcm float [frame_size] at sample_rate, what the user says -> what Moshi says meanwhile.
@@ -131,9 +148,31 @@ class Session:
         if self._positions == self._capacity < self._model.config.sliding_window:
             self._grow()
         reply, self._state = step(given, self._state)
-        mx.eval(reply, self._state)
         self._positions += 1
+        if self._on_text:
+            reply = self._hooked(self._on_text, reply)
+        mx.eval(reply, self._state)
         return self._frame(*(np.array(part)[0] for part in reply))  # evaluated: nothing is computed any more
+
+    def _hooked(self, on_text: OnText, text: mx.array) -> Any:
+        """The second half of a frame, after the hook had its say."""
+        mx.eval(text, self._state)
+        try:
+            chosen = on_text(int(np.array(text)[0]))
+            if chosen is not None:
+                text = mx.array([self._checked(chosen)], text.dtype)
+        except BaseException:  # the state must end as one between frames
+            _, self._state = self._speak(text, self._state)
+            mx.eval(self._state)
+            raise
+        reply, self._state = self._speak(text, self._state)
+        return reply
+
+    def _checked(self, token: Any) -> int:
+        size = self._model.config.vocab_size
+        if not isinstance(token, (int, np.integer)) or isinstance(token, bool) or not 0 <= token < size:
+            raise InputError(f"on_text: returned {token!r}, expected None or a text token from 0 to {size - 1}")
+        return int(token)
 
     def _grow(self) -> None:
         """The cache is full and the context is not: go on with twice the slots."""

@@ -1,10 +1,15 @@
 """The command line, with a stand-in model for what it does and the tiny golden model from end to end."""
 
+import contextlib
+import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +18,9 @@ import soundfile
 from test_loop import EchoSession, ListSink, RingSource
 
 import moshi_mlx
-from moshi_mlx import audio, local
-from moshi_mlx.errors import CheckpointError
+from moshi_mlx import devices as sound_devices
+from moshi_mlx import files, local, options, preflight
+from moshi_mlx.errors import AudioError, CheckpointError
 
 RATE, SIZE = 24_000, 1920
 GOLDENS = Path(__file__).parent / "goldens"
@@ -41,7 +47,9 @@ class Model:
 def model(monkeypatch):
     model = Model()
     monkeypatch.setattr(moshi_mlx, "load", model.load)
-    monkeypatch.setattr("moshi_mlx.preflight.report", lambda model: "weights 0 GB")
+    monkeypatch.setattr("moshi_mlx.preflight.report", lambda model, kv_bits: "weights 0 GB")
+    monkeypatch.setattr("moshi_mlx.preflight.plan", lambda name: preflight.Plan(name, "nowhere", 5_000_000))
+    monkeypatch.setattr("moshi_mlx.preflight.conversation_bytes", lambda model, kv_bits: 10**6)
     return model
 
 
@@ -54,14 +62,46 @@ def sound(tmp_path, monkeypatch):
     return samples
 
 
+class Talk(RingSource):
+    """A stand-in for both devices: the microphone hears four frames of noise, the speaker keeps what it gets."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.ring.push(np.random.default_rng(1).uniform(-0.5, 0.5, 4 * SIZE).astype(np.float32))
+        self.speaker = ListSink()
+
+        self.voice = self.speaker
+
+    def __getattr__(self, name):
+        return getattr(self.speaker, name)
+
+
 @pytest.fixture
 def devices(monkeypatch):
-    """Stand-ins for microphone and speaker: the microphone hears four frames of noise."""
-    microphone, speaker = RingSource(4), ListSink()
-    microphone.ring.push(np.random.default_rng(1).uniform(-0.5, 0.5, 4 * SIZE).astype(np.float32))
-    monkeypatch.setattr(audio, "Microphone", lambda rate, size: microphone)
-    monkeypatch.setattr(audio, "Speaker", lambda rate, size, pace=False: setattr(speaker, "pace", pace) or speaker)
-    return microphone, speaker
+    """Stand-ins for microphone and speaker; `asked` is what they were opened with."""
+    talk, asked = Talk(), []
+
+    def device(name):
+        def open(rate, size, *settings, **more):
+            asked.append((name, settings, more))
+            return types.SimpleNamespace(
+                name=name,
+                close=lambda: None,
+                note=None,
+                played=list,
+                **vars(talk.speaker),
+                write=talk.write,
+                drain=talk.drain,
+                abort=talk.abort,
+            )
+
+        return open
+
+    monkeypatch.setattr(sound_devices, "Microphone", device("USB microphone"))
+    monkeypatch.setattr(sound_devices, "Speaker", device("USB speaker"))
+    monkeypatch.setattr(local, "Conversation", lambda *given: setattr(talk, "given", given) or talk)
+    talk.asked = asked
+    return talk
 
 
 def written(name="out.wav"):
@@ -79,10 +119,10 @@ def test_file_to_file(model, sound, capsys):
     out, err = capsys.readouterr()
     assert out == " one" * 12 + "\n"
     first, weights, statistics, last = err.splitlines()
-    assert weights == "weights 0 GB"
-    assert first == "loading kyutai/moshiko-mlx-q4 ..."
+    assert weights.endswith("; weights 0 GB")
+    assert first == "loading kyutai/moshiko-mlx-q4: 5.0 MB from nowhere ..."
     assert last == "reply written to out.wav"
-    for said in ("12 frames", "real-time factor", "p50", "p95", "drops 0 in, 0 out", "silence 0"):
+    for said in ("12 frames", "real-time factor", "p50", "p95", "drops 0 in (0.00 s), 0 out (0.00 s)", "silence 0"):
         assert said in statistics
     assert sorted(os.listdir()) == ["in.wav", "out.wav"]
 
@@ -107,7 +147,7 @@ def test_which_model(model, sound, options, name):
 
 
 def test_demo_takes_the_package_s_model_and_question(model, sound, monkeypatch):
-    monkeypatch.setattr(local, "DEMO_INPUT", Path("in.wav"))
+    monkeypatch.setattr(options, "DEMO_INPUT", Path("in.wav"))
     assert local.main(["--demo"]) == 0
     assert model.asked[0] == str(Path(moshi_mlx.__file__).parent / "assets" / "miniature")
     assert len(written("reply.wav")) == len(sound) + 3 * RATE
@@ -138,7 +178,7 @@ def test_broken_samples_are_told(model, sound, capsys):
 
 
 def test_output_is_in_the_locale_of_the_terminal(model, sound, monkeypatch):
-    code = "import sys; from moshi_mlx import local; local._print('caf\\u00e9\\n')"
+    code = "import sys; from moshi_mlx import view; view.write_out('caf\\u00e9\\n')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).stdout == b"caf?\n"
 
@@ -147,35 +187,31 @@ def test_output_is_in_the_locale_of_the_terminal(model, sound, monkeypatch):
 
 
 def test_live(model, sound, devices, capsys):
-    _, speaker = devices
     assert local.main([]) == 0
-    assert len(speaker.frames) == 4
-    assert not speaker.pace
+    assert len(devices.frames) == 4
     assert "talk now; Ctrl-C ends the conversation" in capsys.readouterr().err
     assert os.listdir() == ["in.wav"]
 
 
 def test_input_alone_is_answered_on_the_speaker_at_its_pace(model, sound, devices):
-    _, speaker = devices
     assert local.main(["--input", "in.wav", "--tail", "0"]) == 0
-    assert len(speaker.frames) == 6
-    assert speaker.pace
+    assert len(devices.frames) == 6
+    assert devices.asked[0][2] == {"pace": True}
 
 
 def test_output_alone_plays_and_records_the_conversation(model, sound, devices):
-    _, speaker = devices
     assert local.main(["--output", "out.wav"]) == 0
-    np.testing.assert_allclose(written(), np.concatenate(speaker.frames), atol=1e-4)
+    np.testing.assert_allclose(written(), np.concatenate(devices.frames), atol=1e-4)
     assert len(written()) == 4 * SIZE
 
 
-def interrupt_in_frame(model, frame, number=signal.SIGINT, times=1):
+def interrupt_in_frame(model, frame, number=signal.SIGINT, times=1, warm_up=1):
     """Sends this process a signal in the middle of that frame of the conversation, counted from 1."""
     step, calls = model.conversation.step, []
 
     def stepping(pcm):
         calls.append(pcm)
-        if len(calls) == 1 + frame:  # the first call is the one that compiles
+        if len(calls) == warm_up + frame:
             for _ in range(times):
                 os.kill(os.getpid(), number)
         return step(pcm)
@@ -194,9 +230,9 @@ def test_ctrl_c_keeps_what_was_written(model, sound, capsys, number):
 
 
 def test_ctrl_c_is_the_normal_end_of_a_live_conversation(model, sound, devices, capsys):
-    interrupt_in_frame(model, 3)
+    interrupt_in_frame(model, 3, warm_up=1 + preflight.FRAMES)
     assert local.main([]) == 0
-    assert devices[1].drained == 0
+    assert devices.drained == 0
     assert "3 frames" in capsys.readouterr().err
 
 
@@ -229,18 +265,173 @@ def test_another_thread_may_run_it(model, sound):
     assert results == [0]
 
 
+class Slow:
+    """A clock in whose time a frame takes 90 ms."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 0.09
+        return self.now
+
+
+@pytest.fixture
+def slow_machine(monkeypatch):
+    monkeypatch.setattr(preflight.time, "perf_counter", Slow())
+
+
+def test_too_slow_a_machine_is_refused_unless_forced(model, sound, devices, slow_machine, capsys):
+    check_refused(capsys, ["-q", "8"], "p50 90 ms", -1)
+    assert local.main(["-q", "8", "--force"]) == 0
+    assert "warning: too slow for a conversation" in capsys.readouterr().err
+
+
+def test_files_need_no_real_time(model, sound, slow_machine):
+    assert local.main(IN_OUT) == 0
+
+
+def test_too_large_a_model_is_refused_before_it_is_loaded(model, sound, devices, monkeypatch, capsys):
+    monkeypatch.setattr(preflight, "usable_bytes", lambda: 1_000_000)
+    check_refused(capsys, ["-q", "8"], "kyutai/moshiko-mlx-q8 alone takes 5.0 MB, this machine has 1.0 MB for it; "
+                  "use -q 4, or go on all the same with --force", -1)  # fmt: skip
+    assert model.asked == []
+    check_refused(capsys, [], "close other programs, use --kv-bits 8, or go on", -1)
+    assert local.main(["--force"]) == 0
+    assert local.main(IN_OUT) == 0
+
+
+def test_devices_get_what_was_asked_for(model, sound, devices):
+    options = "--input-device mic --output-device 3 --device-rate 48000 --latency-limit 300"
+    assert local.main(options.split()) == 0
+    assert devices.asked == [
+        ("USB speaker", ("3", 48_000), {"tap": False}),
+        ("USB microphone", ("mic", 48_000, None), {}),
+    ]
+    assert devices.given[2] == 0.3
+
+
+def test_a_laptop_s_own_devices_call_for_headphones(model, sound, devices, monkeypatch, capsys):
+    local.main([])
+    assert "headphones" not in capsys.readouterr().err
+    monkeypatch.setattr(local.portaudio, "same_case", lambda microphone, speaker: True)
+    local.main([])
+    assert "wear headphones, or use --echo-cancel" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("microphone", "speaker", "same"),
+    [
+        ("MacBook Pro Microphone", "MacBook Pro Speakers", True),
+        ("Built-in Microphone", "Built-in Output", True),
+        ("MacBook Pro Microphone", "AirPods", False),
+        ("USB microphone", "MacBook Air Speakers", False),
+        ("MacBook Pro Microphone", "External Headphones", False),
+    ],
+)
+def test_which_devices_hear_each_other(microphone, speaker, same):
+    assert local.portaudio.same_case(microphone, speaker) is same
+
+
+def test_echo_cancel_taps_the_speaker_and_cleans_the_microphone(model, sound, devices, monkeypatch, capsys):
+    monkeypatch.setattr(local, "EchoCanceller", lambda rate, played: ("cleans", rate))
+    assert local.main(["--echo-cancel"]) == 0
+    assert devices.asked[0][2] == {"tap": True}
+    assert devices.asked[1][1][2] == ("cleans", RATE)
+    monkeypatch.undo()
+
+
+def test_user_file_is_spoken_first(model, sound, devices):
+    assert local.main(["--user-file", "in.wav"]) == 0
+    np.testing.assert_array_equal(np.concatenate(model.conversation.heard), sound[: 4 * SIZE])
+
+
+def test_json_and_quiet(model, sound, capsys):
+    assert local.main([*IN_OUT, "--tail", "0", "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["frame"] for line in out.splitlines()] == list(range(6))
+    assert err == ""
+    assert local.main([*IN_OUT, "--tail", "0", "--quiet"]) == 0
+    assert capsys.readouterr() == (" one" * 6 + "\n", "")
+
+
+def test_record_and_trace_of_files(model, sound, capsys):
+    assert local.main([*IN_OUT, "--tail", "0", "--record", "talk.wav", "--trace", "trace.json"]) == 0
+    talk, _ = soundfile.read("talk.wav")
+    np.testing.assert_allclose(talk[: len(sound), 0], sound, atol=1e-4)
+    assert json.loads(Path("talk.json").read_text())["words"][0]["word"] == "one"
+    assert "traceEvents" in json.loads(Path("trace.json").read_text())
+    err = capsys.readouterr().err
+    assert "conversation recorded in talk.wav and talk.json" in err
+    assert "trace written to trace.json" in err
+
+
+def test_recording_is_kept_when_the_model_breaks(model, sound):
+    step, calls = model.conversation.step, []
+
+    def breaking(pcm):
+        calls.append(1)
+        if len(calls) == 5:
+            raise ZeroDivisionError
+        return step(pcm)
+
+    model.conversation.step = breaking
+    with pytest.raises(ZeroDivisionError):
+        local.main([*IN_OUT, "--record", "talk.wav"])
+    assert soundfile.info("talk.wav").frames == 3 * SIZE
+    assert sorted(os.listdir()) == ["in.wav", "talk.json", "talk.wav"]
+    assert threading.active_count() == 1
+
+
+def test_terminal_view_with_keys(tmp_path):
+    """On a pseudo-terminal: the file is spoken, the view drawn, q pressed. Without a sound card it is one line."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "moshi_mlx.local", "--model", MODEL, "--force", "--user-file", QUESTION]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path)
+    before = termios.tcgetattr(theirs)
+    seen = b""
+    while b"no " not in seen and b"q quit" not in seen:
+        seen += os.read(ours, 65536)
+    os.write(ours, b"q")
+    reader = threading.Thread(target=drain, args=(ours,), daemon=True)
+    reader.start()
+    assert process.wait(30) == (0 if b"q quit" in seen else 2)
+    assert termios.tcgetattr(theirs) == before
+    os.close(theirs)
+    reader.join(10)
+    os.close(ours)
+
+
+def drain(file):
+    with contextlib.suppress(OSError):
+        while os.read(file, 65536):
+            pass
+
+
+def test_interrupted_load_of_the_real_command_ends_within_its_grace(tmp_path):
+    """Whatever it is doing: compiling kernels, loading, timing frames."""
+    command = [sys.executable, "-m", "moshi_mlx.local", "--demo", "--tail", "1000"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr.readline().startswith("loading ")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
 # Bad input: one line, exit status 2, nothing written, and before a model is loaded where that can be
 
 
-def check_refused(capsys, options, said):
+def check_refused(capsys, options, said, line=0):
     before = sorted(os.listdir())
     try:
         status = local.main(options)
     except SystemExit as exit:
         status = exit.code
     assert status == 2
-    line, end = capsys.readouterr().err.split("\n", 1)
-    assert end == ""
+    lines = capsys.readouterr().err.splitlines()
+    assert line or len(lines) == 1
+    line = lines[line]
     assert line.startswith("moshi_mlx.local: error: ")
     assert said in line
     assert sorted(os.listdir()) == before
@@ -267,6 +458,18 @@ def check_refused(capsys, options, said):
         (["--demo", "--model", "folder"], "not allowed with"),
         (["--output", "in.wav", "--input", "./in.wav"], "are the same file"),
         (["--output", "link.wav", "--input", "in.wav"], "are the same file"),
+        (["--input", "in.wav", "--user-file", "in.wav"], "--user-file is about the microphone"),
+        (["--input", "in.wav", "--input-device", "1"], "--input-device is about the microphone"),
+        (["--input", "in.wav", "--echo-cancel"], "--echo-cancel is about the microphone"),
+        (["--demo", "--output-device", "1"], "--output-device is about devices"),
+        (["--demo", "--device-rate", "48000"], "--device-rate is about devices"),
+        (["--device-rate", "10"], "--device-rate: got '10'"),
+        (["--latency-limit", "100"], "--latency-limit: got '100', expected a whole number of at least 160"),
+        (["--demo", "--record", "talk.mp3"], "talk.mp3: the conversation is recorded as WAV"),
+        (["--demo", "--record", "reply.wav"], "--output and --record are the same file"),
+        (["--demo", "--record", "talk.wav", "--trace", "talk.json"], "--record's words and --trace are the same file"),
+        (["--demo", "--trace", "."], ".: cannot be written: it is a folder"),
+        (["--user-file", "missing.wav"], "missing.wav: cannot be read"),
         (["--what"], "unrecognized arguments: --what"),
         (["--input", "missing.wav", "--output", "out.wav"], "missing.wav: cannot be read: No such file"),
         (["--input", ".", "--output", "out.wav"], ".: is a folder"),
@@ -320,9 +523,9 @@ def test_an_error_that_is_not_ours_is_shown_and_leaves_nothing(model, sound):
 
 def test_speaker_that_is_missing_leaves_no_file(model, sound, devices, monkeypatch, capsys):
     def missing(*_, **__):
-        raise audio.AudioError("no speaker")
+        raise AudioError("no speaker")
 
-    monkeypatch.setattr(audio, "Speaker", missing)
+    monkeypatch.setattr(sound_devices, "Speaker", missing)
     check_refused(capsys, ["--output", "out.wav"], "no speaker")
 
 
@@ -346,7 +549,7 @@ def test_tiny_model_end_to_end(tmp_path):
     options = ("--model", MODEL, "--input", QUESTION, "--output", "out.wav", "--seed", 3, "--tail", 1)
     done = command(*options, folder=tmp_path)
     assert (done.returncode, os.listdir(tmp_path)) == (0, ["out.wav"]), done.stderr
-    question = audio.read_sound(QUESTION, RATE)
+    question = files.read_sound(QUESTION, RATE)
     session = moshi_mlx.load(MODEL).session(seed=3)
     reply, text = [], ""
     for part in np.pad(question, (0, RATE + -(len(question) + RATE) % SIZE)).reshape(-1, SIZE):
@@ -390,4 +593,4 @@ def test_demo(tmp_path):
     done = command("--demo", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert os.listdir(tmp_path) == ["reply.wav"]
-    assert len(written(tmp_path / "reply.wav")) == len(audio.read_sound(local.DEMO_INPUT, RATE)) + 3 * RATE
+    assert len(written(tmp_path / "reply.wav")) == len(files.read_sound(options.DEMO_INPUT, RATE)) + 3 * RATE

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from moshi_mlx import audio, loop
+from moshi_mlx import files, loop
+from moshi_mlx.ring import Ring
 
 SIZE = 1920
 
@@ -32,13 +33,16 @@ class EchoSession:
         self.heard.append(np.nan_to_num(pcm))
         late = len(self.heard) > self.delay
         return SimpleNamespace(
-            pcm=self.heard[-1 - self.delay] if late else None, text=" one" if late else "", text_token=3
+            pcm=self.heard[-1 - self.delay] if late else None,
+            text=" one" if late else "",
+            text_token=3,
+            audio_codes=np.zeros(8, np.int32) if late else None,
         )
 
 
 class ListSink:
     def __init__(self):
-        self.frames, self.drained, self.drops = [], 0, 0
+        self.frames, self.drained, self.drops, self.lost_seconds = [], 0, 0, 0.0
 
     def write(self, pcm):
         self.frames.append(np.array(pcm))
@@ -57,20 +61,24 @@ class RingSource:
     """A live source without a device: another thread pushes frames, and `read` waits for them."""
 
     def __init__(self, count):
-        self.drops = 2
-        self.ring = audio.Ring(10 * SIZE)
+        self.drops, self.lost_seconds, self.backlog = 2, 0.32, 0.0
+        self.ring = Ring(10 * SIZE)
         self.left = count
 
     def read(self):
-        if not self.left or not self.ring.wait_filled(SIZE, timeout=10):
+        if not self.left or not self.ring.wait_filled(SIZE, timeout=10) or not self.left:
             return None
         self.left -= 1
         frame = np.empty(SIZE, np.float32)
         self.ring.pull(frame)
         return frame
 
-    def close(self):
+    def end(self):
+        self.left = 0
         self.ring.end()
+
+    def close(self):
+        self.end()
 
 
 def noise(frames):
@@ -84,7 +92,7 @@ def sink():
 
 def test_every_frame_goes_through_in_order(sink):
     sound = noise(5)
-    statistics = loop.run(EchoSession(), audio.FileSource(sound, SIZE, tail=2 * SIZE), sink)
+    statistics = loop.run(EchoSession(), files.FileSource(sound, SIZE, tail=2 * SIZE), sink)
     np.testing.assert_array_equal(np.concatenate(sink.frames), np.pad(sound, (0, 2 * SIZE)))
     assert statistics.frames == 7
     assert sink.drained == 1
@@ -92,7 +100,7 @@ def test_every_frame_goes_through_in_order(sink):
 
 def test_silence_while_the_delay_fills_keeps_the_reply_aligned(sink):
     sound = noise(5)
-    loop.run(EchoSession(delay=2), audio.FileSource(sound, SIZE), sink)
+    loop.run(EchoSession(delay=2), files.FileSource(sound, SIZE), sink)
     np.testing.assert_array_equal(np.concatenate(sink.frames), np.pad(sound, (2 * SIZE, 0))[: 5 * SIZE])
 
 
@@ -103,11 +111,11 @@ def test_live_sound_takes_the_same_path(sink):
     statistics = loop.run(EchoSession(), source, sink)
     speaking.join()
     np.testing.assert_array_equal(np.concatenate(sink.frames), sound)
-    assert statistics.input_drops == 2
+    assert (statistics.input_drops, statistics.input_lost) == (2, 0.32)
 
 
 def test_steps_limit_the_frames(sink):
-    source = audio.FileSource(noise(5), SIZE)
+    source = files.FileSource(noise(5), SIZE)
     assert loop.run(EchoSession(), source, sink, steps=3).frames == 3
     assert sink.drained == 1
     assert loop.run(EchoSession(), source, sink, steps=3).frames == 2  # it goes on where it stopped
@@ -117,12 +125,12 @@ def test_steps_limit_the_frames(sink):
 def test_stop_ends_after_the_frame_at_hand_and_waits_for_no_speaker(sink):
     stop, seen = threading.Event(), []
 
-    def on_frame(frame):
-        seen.append(frame.text)
+    def on_frame(moment):
+        seen.append(moment.frame.text)
         if len(seen) == 3:
             stop.set()
 
-    statistics = loop.run(EchoSession(delay=1), audio.FileSource(noise(9), SIZE), sink, on_frame, stop=stop)
+    statistics = loop.run(EchoSession(delay=1), files.FileSource(noise(9), SIZE), sink, [on_frame], stop=stop)
     assert statistics.frames == len(sink.frames) == 3
     assert seen == ["", " one", " one"]
     assert sink.drained == 0
@@ -131,7 +139,7 @@ def test_stop_ends_after_the_frame_at_hand_and_waits_for_no_speaker(sink):
 def test_stop_from_another_thread(sink):
     stop, started = threading.Event(), threading.Event()
 
-    def on_frame(frame):
+    def on_frame(moment):
         started.set()
         stop.wait(10)
 
@@ -141,14 +149,14 @@ def test_stop_from_another_thread(sink):
 
     thread = threading.Thread(target=stopper)
     thread.start()
-    assert loop.run(EchoSession(), audio.FileSource(noise(9), SIZE), sink, on_frame, stop=stop).frames == 1
+    assert loop.run(EchoSession(), files.FileSource(noise(9), SIZE), sink, [on_frame], stop=stop).frames == 1
     thread.join()
 
 
-def test_closing_the_source_from_another_thread_ends_a_wait(sink):
+def test_ending_the_source_from_another_thread_ends_a_wait(sink):
     source = RingSource(9)
     source.ring.push(noise(1))
-    thread = threading.Timer(0.05, source.close)
+    thread = threading.Timer(0.05, source.end)
     thread.start()
     assert loop.run(EchoSession(), source, sink).frames == 1
     thread.join()
@@ -156,7 +164,7 @@ def test_closing_the_source_from_another_thread_ends_a_wait(sink):
 
 def test_the_session_is_stepped_by_the_thread_that_calls(sink):
     session = EchoSession()
-    loop.run(session, audio.FileSource(noise(3), SIZE), sink)
+    loop.run(session, files.FileSource(noise(3), SIZE), sink)
     assert session.threads == {threading.get_ident()}
 
 
@@ -172,7 +180,7 @@ def test_an_error_of_the_session_ends_the_loop(sink):
 
     session.step = step
     with pytest.raises(Broken):
-        loop.run(session, audio.FileSource(noise(3), SIZE), sink)
+        loop.run(session, files.FileSource(noise(3), SIZE), sink)
     assert sink.frames == []
     assert sink.drained == 0
 
@@ -183,14 +191,14 @@ def test_an_error_of_the_sink_ends_the_loop(sink):
 
     sink.write = write
     with pytest.raises(Broken):
-        loop.run(EchoSession(), audio.FileSource(noise(3), SIZE), sink)
+        loop.run(EchoSession(), files.FileSource(noise(3), SIZE), sink)
 
 
 def test_statistics_count_what_was_lost_in_this_run(sink):
     sound = noise(3)
     sound[[5, 3000]] = np.nan, -np.inf
     sink.drops = 4
-    statistics = loop.run(EchoSession(), audio.FileSource(sound, SIZE), sink)
+    statistics = loop.run(EchoSession(), files.FileSource(sound, SIZE), sink)
     assert (statistics.input_drops, statistics.output_drops, statistics.nonfinite_samples) == (0, 4, 2)
 
 
@@ -209,17 +217,61 @@ def test_frame_times_are_those_of_the_step_alone(sink, monkeypatch):
         write(pcm)
 
     session.step, sink.write = slow_step, slow_write
-    statistics = loop.run(session, audio.FileSource(noise(10), SIZE), sink)
+    statistics = loop.run(session, files.FileSource(noise(10), SIZE), sink)
     assert list(statistics.times) == pytest.approx([0.02, 0.04] * 5)
     assert statistics.real_time_factor == pytest.approx(0.03 / 0.08)
     assert statistics.percentile_ms(50) == pytest.approx(30.0)
     assert statistics.percentile_ms(95) == pytest.approx(40.0)
     line = str(statistics)
     assert "\n" not in line
-    for said in ("10 frames", "real-time factor 0.37", "p50 30.0 ms", "p95 40.0 ms", "drops 0 in, 0 out"):
+    for said in (
+        "10 frames",
+        "real-time factor 0.37",
+        "p50 30.0 ms",
+        "p95 40.0 ms",
+        "drops 0 in (0.00 s), 0 out (0.00 s)",
+    ):
         assert said in line
 
 
 def test_statistics_of_nothing(sink):
-    statistics = loop.run(EchoSession(), audio.FileSource(noise(0), SIZE), sink)
+    statistics = loop.run(EchoSession(), files.FileSource(noise(0), SIZE), sink)
     assert str(statistics).startswith("0 frames, real-time factor 0.00")
+
+
+def test_observers_see_every_frame_as_it_was(sink):
+    sound, moments = noise(3), []
+    loop.run(EchoSession(delay=1), files.FileSource(sound, SIZE), sink, [moments.append, lambda moment: None])
+    assert [m.number for m in moments] == [0, 1, 2]
+    np.testing.assert_array_equal(np.concatenate([m.heard for m in moments]), sound)
+    np.testing.assert_array_equal([m.said for m in moments], sink.frames)
+    assert moments[0].frame.pcm is None
+    assert [m.reset for m in moments] == [False] * 3
+
+
+def test_muted_is_silence_to_the_session_and_to_observers(sink):
+    controls, heard = loop.Controls(), []
+
+    def observe(moment):
+        heard.append(float(np.abs(moment.heard).max()))
+        controls.muted = moment.number == 0  # during the second frame
+
+    loop.run(EchoSession(), files.FileSource(noise(3), SIZE), sink, [observe], controls=controls)
+    assert heard[1] == 0.0
+    assert heard[0] > 0
+    assert heard[2] > 0
+    assert not sink.frames[1].any()
+
+
+def test_reset_begins_a_new_conversation_with_the_next_frame(sink):
+    controls, session, moments = loop.Controls(), EchoSession(delay=1), []
+
+    def observe(moment):
+        moments.append(moment)
+        if moment.number == 1:
+            controls.reset()
+
+    loop.run(session, files.FileSource(noise(4), SIZE), sink, [observe], controls=controls)
+    assert [m.reset for m in moments] == [False, False, True, False]
+    assert len(session.heard) == 2
+    assert not controls.take_reset()

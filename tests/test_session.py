@@ -208,6 +208,78 @@ def test_memory_is_flat_over_20000_frames(checkpoint):
     assert resident[1] - resident[0] < 5e6
 
 
+# The hook on the text
+
+
+def test_hook_that_keeps_every_token_changes_nothing(model):
+    plain, seen = frames_of(model.session(seed=2), 20), []
+    session = model.session(seed=2, on_text=seen.append)  # append returns None
+    hooked = frames_of(session, 20)
+    assert seen == [frame.text_token for frame in hooked]
+    assert [f.text_token for f in hooked] == [f.text_token for f in plain]
+    np.testing.assert_array_equal([f.audio_codes for f in hooked], [f.audio_codes for f in plain])
+    np.testing.assert_allclose([f.pcm for f in hooked], [f.pcm for f in plain], atol=1e-5)
+    session.reset()
+    assert same(frames_of(session, 20), hooked)
+
+
+def test_forced_tokens_are_said_as_if_sampled(model):
+    """Forcing what another seed samples makes the depth decoder answer to that text."""
+    wanted = iter([5, 9, 11, 5, 20])
+    plain = run_codes(model, LM["user"][:, :5])
+    forced = run_codes(model, LM["user"][:, :5], on_text=lambda token: next(wanted))
+    assert [frame.text_token for frame in forced] == [5, 9, 11, 5, 20]
+    assert not same(forced, plain)
+    pieces = [model.tokenizer.id_to_piece(t).replace("\u2581", " ") for t in (5, 9, 11, 5, 20)]
+    assert "".join(f.text for f in forced).endswith("".join(pieces))
+    # The same codes as those of the pure step, given that token between its halves.
+    sampling = duplex.DuplexSampling(moshi_mlx.Sampling(0), moshi_mlx.Sampling(0))
+    _, tree = duplex.prime(model, duplex.init_state(model, [0]), sampling)
+    for column, token, frame in zip(LM["user"].T, (5, 9, 11, 5, 20), forced, strict=False):
+        _, heard = duplex.hear_codes(model, mx.array(column[None].astype(np.int32)), tree, sampling)
+        reply, tree = duplex.speak(model, mx.array([token]), heard, sampling)
+        assert np.array(reply.codes)[0].tolist() == frame.audio_codes.tolist()
+
+
+def test_gating_a_word(model):
+    frames = frames_of(model.session(on_text=lambda token: None if token in (0, 3) else 3), 20)
+    assert {frame.text_token for frame in frames} <= {0, 3}
+
+
+@pytest.mark.parametrize("returned", [-1, 64, 1.5, "no", True])
+def test_hook_that_returns_no_token_is_named(model, returned):
+    with pytest.raises(InputError, match=r"on_text: returned .* expected None or a text token from 0 to 63"):
+        frames_of(model.session(on_text=lambda token: returned), 1)
+
+
+def test_hook_that_fails_leaves_a_conversation_that_goes_on(model):
+    calls = []
+
+    def once_broken(token):
+        calls.append(token)
+        if len(calls) == 3:
+            raise ZeroDivisionError
+
+    plain = frames_of(model.session(seed=2), 20)
+    session = model.session(seed=2, on_text=once_broken)
+    sound = question().reshape(-1, 1920)
+    after = []
+    for n, frame in enumerate(sound[:20]):
+        if n == 2:
+            with pytest.raises(ZeroDivisionError):
+                session.step(frame)
+        else:
+            after.append(session.step(frame).text_token)
+    assert after == [f.text_token for n, f in enumerate(plain) if n != 2]
+
+
+def test_two_evaluations_a_frame_with_a_hook(model, monkeypatch):
+    session, calls, evaluate = model.session(on_text=lambda token: None), [], mx.eval
+    monkeypatch.setattr(mx, "eval", lambda *trees: (calls.append(len(trees)), evaluate(*trees)))
+    frames_of(session, 5)
+    assert len(calls) == 10
+
+
 BUILT_KERNELS = """
 import os, pathlib, sys
 import mlx.core as mx

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A sound card where there is none, for the tests marked "device": PulseAudio with two null sinks.
 # What a program plays is heard on speaker.monitor; what is played into the sink "microphone" is what a
-# program records. Safe to call again; exits nonzero, with a line that says why, when it cannot be had.
+# program records. Both are mono, float and at 24 kHz, so that what Moshi says arrives sample for sample. Safe to call
+# again; exits nonzero, with a line that says why, when it cannot be had.
 # Debian: apt-get install pulseaudio pulseaudio-utils libasound2-plugins libportaudio2
 set -euo pipefail
 
@@ -12,7 +13,7 @@ fail() {
 
 add_sink() {
     pactl list short sinks | cut -f2 | grep -qx "$1" && return
-    pactl load-module module-null-sink sink_name="$1" >/dev/null || fail "no null sink '$1'"
+    pactl load-module module-null-sink sink_name="$1" rate=24000 channels=1 format=float32le >/dev/null || fail "no null sink '$1'"
 }
 
 for program in pulseaudio pactl paplay parec; do

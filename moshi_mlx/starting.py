@@ -1,0 +1,11 @@
+"""Ctrl-C while the command line still imports what it needs: the system's own end, without a traceback.
+
+A program that imports the package is left alone; the command sets its own handlers as soon as it runs.
+"""
+
+import os
+import signal
+import sys
+
+if "moshi_mlx.local" in sys.orig_argv or os.path.basename(sys.argv[0] if sys.argv else "") == "moshi-mlx":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
