@@ -19,6 +19,7 @@ from bench.miniature import codec, codec_data, dialogues, language, losses, scri
 from bench.miniature.__main__ import main as miniature_main
 from bench.miniature.codec_model import causal_conv, elu, initialize, reconstruct, strided_conv
 from bench.miniature.evaluate import Heard, aligned, ask, is_silent, plain, score
+from bench.miniature.files import save_whole
 from bench.miniature.sizes import CLIP_FRAMES, CODEC, LANGUAGE
 from bench.miniature.training import Curve, Recipe, plot_curves, read_curve
 from moshi_mlx import conv
@@ -394,6 +395,10 @@ def trained(tmp_path, monkeypatch):
     monkeypatch.setattr(ship, "RECIPE", recipe)
     monkeypatch.setattr(dialogues, "SETS", {"train": 2, "valid": 1})
     dialogues.write(tmp_path, say=lambda line: None)
+    (tmp_path / "codec-data").mkdir()
+    save_whole(tmp_path / "codec-data" / "heldout.safetensors", {"0": mx.array(tones(1))})
+    Curve(tmp_path / "codec.csv", 1, 0).add(1, {"loss": 1.0, "spectral": 0.5, "wave": 0.1})
+    Curve(tmp_path / "codec-scores.csv", 1, 0).add(1, {"stoi": 0.5})
     return tmp_path
 
 
@@ -407,9 +412,10 @@ def test_from_codec_to_shipped_folder(trained, eager, monkeypatch):
     short = rendering._replace(sound=rendering.sound[: 4 * 1920], end=0.2)
     monkeypatch.setattr(dialogues, "held_out", lambda count: [short])
     found = ship.scores(trained, said.append)
-    assert list(found) == ["float32 greedy", "float32", "q8", "q4"]
+    assert list(found) == ["float32 greedy", "float32", "q8", "q4", "codec"]
     assert json.loads((trained / "scores.json").read_text())["q4"]["asked"] == 1
-    assert (trained / "spectrograms.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("spectrograms.png", "codec.png", "codec-stoi.png"):
+        assert (trained / picture).read_bytes().startswith(b"\x89PNG")
     target = trained / "assets"
     ship.export(trained, target, said.append)
     assert "MB with the question" in said[-1]

@@ -22,7 +22,9 @@ from moshi_mlx.train import __main__ as trainer
 from moshi_mlx.train.saving import CHECKPOINT_NAME, STATE_NAME
 
 from . import codec, dialogues, evaluate, language
+from .codec_data import held_out_sound
 from .files import load_whole, save_whole
+from .training import plot_curves
 
 Say = Callable[[str], None]
 RECIPE = Path(__file__).with_name("language.yaml")
@@ -80,7 +82,7 @@ def _halve_codec(path: Path) -> None:
 
 
 def scores(folder: Path, say: Say = print, renderings: int = RENDERINGS) -> dict[str, Any]:
-    """How every form answers held-out questions, to folder/scores.json; the pictures beside it."""
+    """How every form answers held-out questions and the codec alone sounds, to folder/scores.json, with pictures."""
     asked, found = dialogues.held_out(renderings), {}
     full = folder / "language" / CHECKPOINT_NAME
     forms = {
@@ -97,8 +99,18 @@ def scores(folder: Path, say: Say = print, renderings: int = RENDERINGS) -> dict
         say(f"{name}: {result.answered} of {result.asked} answered, {result.silent} silent, STOI {result.stoi:.3f}")
         if name == "q8":
             evaluate.picture(asked[0], heard[0], folder / "spectrograms.png")
+    found["codec"] = {"stoi": codec.score(codec.load(folder), held_out_sound(folder))}
+    say(f"codec alone: STOI {found['codec']['stoi']:.3f}")
     (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
+    draw_codec(folder)
     return found
+
+
+def draw_codec(folder: Path) -> None:
+    """The codec's curves, to folder/codec.png and codec-stoi.png."""
+    _, curve, scored = codec.FILES
+    plot_curves({"loss": ["loss", "spectral"], "waveform": ["wave"]}, folder / curve, folder / "codec.png")
+    plot_curves({"STOI, held out": ["stoi"]}, folder / scored, folder / "codec-stoi.png")
 
 
 def export(folder: Path, target: Path = ASSETS / "miniature", say: Say = print) -> None:
