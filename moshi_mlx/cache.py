@@ -31,12 +31,17 @@ def window(offset: mx.array, length: int, capacity: int, context: int) -> Window
     """The window of `length` new positions after `offset` (int [B]) in rings of `capacity` slots."""
     positions = offset[:, None] + mx.arange(length)  # [B, T]
     last = positions[:, -1:]
-    slots = mx.arange(capacity)
-    size = slots[-1:] + 1  # as data: a number would be written into the fused kernels, to be built anew as rings grow
-    held = last - (last - slots) % size  # [B, capacity] position that each slot holds, < 0: none
+    held, size = held_after(last, capacity)
     distance = positions[:, :, None] - held[:, None]  # [B, T, capacity]
     mask = (held[:, None] >= 0) & (distance >= 0) & (distance < context)
     return Window(offset, (positions % size)[:, None, :, None], mask[:, None])
+
+
+def held_after(last: mx.array, capacity: int) -> tuple[mx.array, mx.array]:
+    """[B, capacity], the position that each slot holds once `last` (int [B, 1]) is written, < 0: none; slots [1]."""
+    slots = mx.arange(capacity)
+    size = slots[-1:] + 1  # as data: a number would be written into the fused kernels, to be built anew as rings grow
+    return last - (last - slots) % size, size
 
 
 def create(batch: int, heads: int, capacity: int, head_dim: int, dtype: mx.Dtype, kv_bits: int | None) -> State:

@@ -7,7 +7,7 @@ there on the state is that of a live conversation, and `duplex.language_step` go
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,26 +16,14 @@ from . import duplex, inputs, streams
 from .duplex import DuplexSampling
 from .errors import InputError
 from .outputs import GenerateOutput
-from .sampling import Sampling, noise, sample
+from .prompt import Prompt, make_prompt, new_token_count, tokens_before
+from .sampling import Sampling
 from .session import Frame
 from .state import State
 from .text import TextDecoder
 
 if TYPE_CHECKING:
-    from .helium import MoshiForCausalLM
     from .moshi import MoshiForConditionalGeneration
-
-DEFAULT_NEW_TOKENS = 20
-
-
-class Prompt(NamedTuple):
-    """The columns that every row begins with, padding behind them; rows repeated for every sequence to return."""
-
-    columns: np.ndarray  # int [B, 1 + streams, L]
-    lengths: np.ndarray  # int [B]
-    later: np.ndarray  # int [B, user codebooks, M], what the user goes on to say
-    embeds: mx.array | None  # [B, L, hidden] in the place of the columns' own
-    shown: np.ndarray  # int [B, T], the text to return before the new one
 
 
 def generate(
@@ -85,12 +73,13 @@ def generate(
     The attention window holds in the prompt as it does in a live conversation (transformers 5.23 forgets it in a
     prompt). Raises InputError, naming the argument.
     """
-    _check_streamer(streamer, input_ids, num_return_sequences)
-    prompt = _prompt(
+    inputs.check_repeats(num_return_sequences)
+    prompt = make_prompt(
         model, input_ids, (user_input_values, user_audio_codes), (moshi_input_values, moshi_audio_codes),
         inputs_embeds, concat_unconditional_inputs, attention_mask, num_return_sequences,
     )  # fmt: skip
-    count = _new_tokens(max_new_tokens, max_length, prompt.columns.shape[2], model.config.max_position_embeddings)
+    _check_streamer(streamer, len(prompt.lengths))
+    count = new_token_count(max_new_tokens, max_length, prompt.columns.shape[2], model.config.max_position_embeddings)
     defaults = model.sampling_defaults
     audio_sample = do_sample if depth_do_sample is None else depth_do_sample
     sampling = DuplexSampling(
@@ -121,128 +110,9 @@ def _sampling(
     return Sampling(warmth, candidates, top_p, min_p)
 
 
-def _new_tokens(max_new_tokens: int | None, max_length: int | None, length: int, positions: int) -> int:
-    """How many tokens follow a prompt of `length` columns."""
-    name, value, count = "max_new_tokens", max_new_tokens, max_new_tokens
-    if count is None and max_length is not None:
-        name, value, count = "max_length", max_length, max_length - length
-    if count is None:
-        count = min(DEFAULT_NEW_TOKENS, max(1, positions - length))
-    if not isinstance(count, int) or count < 1:
-        least = 1 if name == "max_new_tokens" else length + 1
-        raise InputError(f"{name}: got {value}, expected {least} or more (the prompt has {length} columns)")
-    return count
-
-
-def _check_streamer(streamer: Any, input_ids: Any, num_return_sequences: int) -> None:
-    if not isinstance(num_return_sequences, int) or num_return_sequences < 1:
-        raise InputError(f"num_return_sequences: got {num_return_sequences!r}, expected 1 or more")
-    rows = num_return_sequences * (1 if input_ids is None else len(input_ids))
+def _check_streamer(streamer: Any, rows: int) -> None:
     if streamer is not None and rows > 1:
         raise InputError(f"streamer: got {rows} rows to generate, expected one")
-
-
-# --- the prompt -----------------------------------------------------------------------------------------------------
-
-
-def _prompt(
-    model: MoshiForConditionalGeneration, input_ids: Any, user: tuple[Any, Any], moshi: tuple[Any, Any],
-    inputs_embeds: mx.array | None, concat: bool, attention_mask: Any, repeats: int,
-) -> Prompt:  # fmt: skip
-    names = (
-        "input_ids or inputs_embeds",
-        "user_input_values or user_audio_codes",
-        "moshi_input_values or moshi_audio_codes",
-    )
-    text_given = input_ids is not None or inputs_embeds is not None
-    given = [text_given, *(any(part is not None for part in side) for side in (user, moshi))]
-    if not any(given):
-        start = model.get_unconditional_inputs()
-        input_ids, user, moshi, concat = (
-            start.input_ids,
-            (None, start.user_audio_codes),
-            (None, start.moshi_audio_codes),
-            False,
-        )
-    elif not all(given):
-        missing = names[given.index(False)]
-        raise InputError(
-            f"{missing}: got none, expected all three streams (or none of them; see get_unconditional_inputs)"
-        )
-    if inputs_embeds is not None:
-        inputs.check_shape("inputs_embeds", inputs_embeds, (None, None, model.config.hidden_size))
-        concat = False
-    own = np.array(model.streams(moshi_input_values=moshi[0], moshi_audio_codes=moshi[1]))
-    batch, _, length = own.shape
-    count = model.config.num_codebooks
-    heard = np.array(model.streams(user_input_values=user[0], user_audio_codes=user[1]))[:, count + 1 :]
-    shown = np.zeros((batch, 0), np.int32)
-    text = np.full((batch, 1, length), -1, np.int32)
-    if input_ids is not None:
-        text = np.array(model.streams(input_ids=input_ids))[:, :1]
-        shown = text[:, 0]
-    _check_lengths(batch, length, text, heard, inputs_embeds)
-    columns = np.concatenate([text, own[:, 1 : count + 1], heard[:, :, :length]], axis=1)
-    lengths, columns, inputs_embeds = _packed(columns, inputs_embeds, attention_mask)
-    initial = np.array(streams.initial_tokens(model.config), np.int32)
-    if concat:
-        columns = np.concatenate([np.broadcast_to(initial[:, None], (batch, len(initial), 1)), columns], axis=2)
-        shown, lengths = np.pad(shown, [(0, 0), (1, 0)], constant_values=initial[0]), lengths + 1
-    _check_initial(columns[:, 1 : count + 1], lengths, initial[1])
-    prompt = Prompt(columns, lengths, heard[:, :, length:], None, shown)
-    repeated = [None if part is None else np.repeat(part, repeats, axis=0) for part in prompt]
-    embeds = None if inputs_embeds is None else mx.repeat(inputs_embeds, repeats, axis=0)
-    return Prompt(*repeated)._replace(embeds=embeds)  # type: ignore[arg-type]
-
-
-def _check_lengths(batch: int, length: int, text: np.ndarray, heard: np.ndarray, embeds: mx.array | None) -> None:
-    """All streams have the columns of Moshi's; the user's may go on."""
-    shapes = {"input_ids": (len(text), text.shape[2]), "user_audio_codes": (len(heard), heard.shape[2])}
-    if embeds is not None:
-        shapes["inputs_embeds"] = (len(embeds), embeds.shape[1])
-    for name, (rows, columns) in shapes.items():
-        if rows != batch or columns < length or (columns > length and name != "user_audio_codes"):
-            more = " or more" if name == "user_audio_codes" else ""
-            raise InputError(
-                f"{name}: got {rows} rows of {columns} columns, expected {batch} of {length}{more}, as "
-                "moshi_audio_codes has: a column every frame"
-            )
-
-
-def _packed(
-    columns: np.ndarray, embeds: mx.array | None, attention_mask: Any
-) -> tuple[np.ndarray, np.ndarray, mx.array | None]:
-    """Rows with their padding behind them: how long they are, their columns and embeddings."""
-    batch, _, length = columns.shape
-    if attention_mask is None:
-        return np.full(batch, length), columns, embeds
-    real = np.array(inputs.attention_mask(attention_mask, batch, length)).astype(bool)
-    if not real.any(axis=1).all():
-        raise InputError("attention_mask: got a row that is padding alone, expected a column or more in every row")
-    order = np.argsort(~real, axis=1, kind="stable")
-    columns = np.take_along_axis(columns, order[:, None], axis=2)
-    moved = None if embeds is None else mx.take_along_axis(embeds, mx.array(order)[:, :, None], axis=1)
-    return real.sum(axis=1), columns, moved
-
-
-def _check_initial(own: np.ndarray, lengths: np.ndarray, initial: int) -> None:
-    """Moshi's initial tokens stand in whole columns before all others."""
-    begun = np.cumsum((own != initial).any(axis=1), axis=1) > 0  # [B, L]
-    inside = (own == initial).any(axis=1) & begun & (np.arange(own.shape[2]) < lengths[:, None])
-    if inside.any():
-        row, column = np.argwhere(inside)[0]
-        raise InputError(
-            f"moshi_audio_codes: got the initial token {initial} in row {row} at column {column}, expected it only "
-            f"before the stream's start; codes are 0 to {initial - 1}"
-        )
-
-
-def _tokens_before(prompt: Prompt, back: list[int], first: int, initial: int) -> np.ndarray:
-    """The tokens int [B, len(back)] of streams from `first` on, back[k] columns before the prompt's end."""
-    index = prompt.lengths[:, None] - np.array(back)
-    columns = prompt.columns[:, first : first + len(back)]
-    taken = np.take_along_axis(columns, np.maximum(index, 0)[:, :, None], axis=2)[:, :, 0]
-    return np.where(index >= 0, taken, initial).astype(np.int32)
 
 
 # --- prefill and steps ----------------------------------------------------------------------------------------------
@@ -291,7 +161,7 @@ def _prefill(
 
     def past(back: int, delays: list[int] | tuple[int, ...], first: int) -> mx.array:
         """The tokens [B, K, 1] of streams from `first` on, `back` + delay columns before the prompt's end."""
-        return mx.array(_tokens_before(prompt, [back + delay for delay in delays], first, initial[1]))[:, :, None]
+        return mx.array(tokens_before(prompt, [back + delay for delay in delays], first, initial[1]))[:, :, None]
 
     state = {
         # Rings and tokens hold what is before a stream's start: no position of this state needs to be told.
@@ -313,7 +183,7 @@ def _keep_known(model: MoshiForConditionalGeneration, prompt: Prompt, state: Sta
     known = np.array([delay > step for delay in own])
     if not known.any():
         return
-    said = _tokens_before(prompt, [max(1, delay - step) for delay in own], 1, model.config.audio_vocab_size)
+    said = tokens_before(prompt, [max(1, delay - step) for delay in own], 1, model.config.audio_vocab_size)
     before, last = mx.split(state["own"], [max(own)], axis=2)
     last = mx.where(mx.array(known)[:, None], mx.array(said)[:, :, None], last)
     state["own"] = mx.concatenate([before, last], axis=2)
@@ -381,57 +251,3 @@ class _Watch:
             codes = np.array([sampled[newest + delay][0, k] for k, delay in enumerate(self._delays)], np.int32)
             sound = self._decode(codes[None])
         self._streamer.put(Frame(sound, self._text(token), token, codes))
-
-
-# --- text alone -----------------------------------------------------------------------------------------------------
-
-
-def generate_text(
-    model: MoshiForCausalLM,
-    input_ids: Any,
-    attention_mask: Any = None,
-    max_new_tokens: int | None = None,
-    max_length: int | None = None,
-    do_sample: bool = False,
-    temperature: float = 1.0,
-    top_k: int = 50,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    num_return_sequences: int = 1,
-    seed: int = 0,
-    eos_token_id: int | None = None,
-) -> mx.array:
-    """Text that goes on from input_ids int [B, T] -> int32 [B * num_return_sequences, T + new], the prompt first.
-
-    `attention_mask` [B, T] is 0 at padding, before or behind a row. Lengths as in `generate`. Once every row has given
-    `eos_token_id` it ends; rows that have it already are filled with it. Raises InputError, naming the argument.
-    """
-    config = model.config
-    _check_streamer(None, input_ids, num_return_sequences)
-    ids = np.repeat(np.array(inputs.tokens("input_ids", input_ids, (None, None), -1, config.table_rows[0] - 1)),
-                    num_return_sequences, axis=0)  # fmt: skip
-    if attention_mask is not None:
-        attention_mask = np.repeat(np.array(attention_mask), num_return_sequences, axis=0)
-    lengths, columns, _ = _packed(ids[:, None], None, attention_mask)
-    count = _new_tokens(max_new_tokens, max_length, ids.shape[1], config.max_position_embeddings)
-    settings = Sampling(temperature, top_k, top_p, min_p) if do_sample else Sampling(temperature=0)
-    keys = mx.stack([mx.random.key(seed + row) for row in range(len(ids))])
-    mask = np.arange(ids.shape[1]) < lengths[:, None]
-    out = model.model(columns[:, 0], mask, use_cache=True, room=count)
-    last = mx.array(lengths.astype(np.int32))[:, None, None] - 1
-    logits = model.lm_head(mx.take_along_axis(out.last_hidden_state, last, axis=1))
-    state, new = out.past_key_values, []
-    ended = np.zeros(len(ids), bool)
-    silent = mx.full((len(ids), len(config.audio_delays), 1), -1, mx.int32)
-    for _ in range(count):
-        (draw,), keys = noise(keys, [settings.candidates(config.vocab_size)])
-        token = np.array(sample(logits[:, -1], draw, settings)).astype(np.int32)
-        if eos_token_id is not None:
-            token = np.where(ended, eos_token_id, token)
-            ended |= token == eos_token_id
-        new.append(token)
-        if ended.all():
-            break
-        _, logits, state = model.step(mx.concatenate([mx.array(token)[:, None, None], silent], axis=1), state)
-        mx.eval(logits, state)
-    return mx.array(np.concatenate([ids, np.stack(new, axis=1)], axis=1).astype(np.int32))

@@ -188,8 +188,8 @@ class MoshiForCausalLM(nn.Module):
         return CausalLMOutput(loss, logits, hidden, out.past_key_values, out.hidden_states, out.attentions)
 
     def generate(self, input_ids: Any, **settings: Any) -> mx.array:
-        """Text alone: see `generation.generate_text`."""
-        from .generation import generate_text
+        """Text alone: see `text_generation.generate_text`."""
+        from .text_generation import generate_text
 
         return generate_text(self, input_ids, **settings)
 

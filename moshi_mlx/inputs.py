@@ -45,6 +45,12 @@ def one_of(**values: Any) -> None:
         raise InputError(f"{' and '.join(values)}: got {got}, expected one")
 
 
+def check_repeats(num_return_sequences: Any) -> None:
+    """Raises InputError where it is no number of rows."""
+    if not isinstance(num_return_sequences, int) or num_return_sequences < 1:
+        raise InputError(f"num_return_sequences: got {num_return_sequences!r}, expected 1 or more")
+
+
 def attention_mask(value: Any, batch: int, length: int) -> mx.array:
     """The last `length` columns of a mask [B, T], T at least that: 1 or true where a position is no padding."""
     array = value if isinstance(value, mx.array) else mx.array(np.asarray(value))

@@ -92,8 +92,8 @@ class MoshiForConditionalGeneration(Freezable):
         streams, as those of `generate`: they are delayed and put behind their initial tokens here, so that the logits
         of index t are held to label t, and labels are the very input_ids and moshi_audio_codes. This is the loss that
         Kyutai's package trains with (`LMModel.forward` of moshi 0.2.13); `audio_logits` [B, num_codebooks, T, V] have
-        their delays undone. transformers 5.23 shifts text labels once more than audio, and returns their sum as `loss`
-        of the text alone; here loss = text_loss + depth_loss.
+        their delays undone. transformers 5.23 holds the text of a position to the next label, its audio to the same
+        one, delays no inputs, and returns no loss of the text alone; here loss = text_loss + depth_loss.
 
         `attention_mask` [B, T] is 0 where there is padding, before or behind a row. Raises InputError.
         """
@@ -146,14 +146,7 @@ class MoshiForConditionalGeneration(Freezable):
                 given[name] = mx.stop_gradient(encoded)
         if not given:
             raise InputError("input_ids, moshi_audio_codes, user_audio_codes: got none of them, expected one or more")
-        shapes = {name: (len(array), array.shape[2]) for name, array in given.items()}
-        if len(set(shapes.values())) > 1:
-            listed = ", ".join(f"{name} {batch} rows of {length}" for name, (batch, length) in shapes.items())
-            raise InputError(f"{', '.join(given)}: got {listed}, expected streams of one length, a column every frame")
-        batch, length = next(iter(shapes.values()))
-        rows = {"input_ids": 1, **counts}
-        missing = {name: mx.full((batch, count, length), -1, mx.int32) for name, count in rows.items()}
-        return mx.concatenate([given.get(name, missing[name]) for name in rows], axis=1)
+        return _joined(given, {"input_ids": 1, **counts})
 
     def generate(self, *args: Any, **settings: Any) -> GenerateOutput:
         """Text and sound that go on from a prompt of three streams: see `generation.generate`."""
@@ -173,3 +166,14 @@ class MoshiForConditionalGeneration(Freezable):
         from .pretrained import save
 
         save(self, folder, **settings)
+
+
+def _joined(given: dict[str, mx.array], counts: dict[str, int]) -> mx.array:
+    """The given streams [B, count, T] in the order of `counts`, -1 in the place of those that are not."""
+    shapes = {name: (len(array), array.shape[2]) for name, array in given.items()}
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{name} {batch} rows of {length}" for name, (batch, length) in shapes.items())
+        raise InputError(f"{', '.join(given)}: got {listed}, expected streams of one length, a column every frame")
+    batch, length = next(iter(shapes.values()))
+    parts = [given.get(name, mx.full((batch, count, length), -1, mx.int32)) for name, count in counts.items()]
+    return mx.concatenate(parts, axis=1)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from .cache import held_after
 from .errors import InputError
 from .state import State
 
@@ -61,8 +62,7 @@ def span(length: int, offset: mx.array, rotary: mx.array | None, capacity: int, 
     """The span of `length` positions after `offset` (int [B]) that a ring of `capacity` slots holds (0: no ring)."""
     if not capacity:
         return Span(offset, rotary, None, None, context)
-    last = offset[:, None] - 1
-    held = last - (last - mx.arange(capacity)) % capacity  # [B, capacity] position in each slot, < 0: none
+    held, _ = held_after(offset[:, None] - 1, capacity)
     distance = (offset[:, None] + mx.arange(length))[:, :, None] - held[:, None]
     past = (held[:, None] >= 0) & (distance < context)
     return Span(offset, rotary, past[:, None], mx.argsort(held, axis=1), context)
@@ -155,8 +155,7 @@ def ring_after(
     """
     if ring is not None and "keys_scales" in ring:
         raise InputError("past_key_values: got a cache in 8 bits, expected one in full precision (kv_bits=None)")
-    last = (offset + lengths)[:, None] - 1
-    held = last - (last - mx.arange(capacity)) % capacity  # [B, capacity]
+    held, _ = held_after((offset + lengths)[:, None] - 1, capacity)
     new = (held - offset[:, None])[:, None, :, None]
     after = {}
     for side, fresh in (("keys", keys), ("values", values)):

@@ -69,7 +69,7 @@ def test_the_tables_have_every_argument(name, methods):
     if name == "MoshiForConditionalGeneration":
         functions.append(moshi_mlx.generation.generate)
     if name == "MoshiForCausalLM":
-        functions.append(moshi_mlx.generation.generate_text)
+        functions.append(moshi_mlx.text_generation.generate_text)
     for function in functions:
         for argument in inspect.signature(function).parameters:
             if argument not in ("self", "model", "flags", "settings", "args"):

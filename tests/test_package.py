@@ -18,8 +18,8 @@ LAYERS = [
     "errors", "chips", "keys", "huggingface_config", "kyutai_config", "config", "state", "outputs", "inputs",
     "initial", "losses", "safetensors", "hub", "cache", "sequence", "linear", "conv", "transformer", "quantizer",
     "mimi", "helium", "sampling", "depth", "streams", "teacher_forcing", "moshi", "duplex", "layouts", "translation",
-    "quantization", "filling", "preflight", "text", "session", "generation", "finding", "checkpoint", "writing", "lora",
-    "pretrained", "audio", "loop", "local",
+    "quantization", "filling", "preflight", "text", "session", "prompt", "generation", "text_generation",
+    "finding", "checkpoint", "writing", "lora", "pretrained", "audio", "loop", "local",
 ]  # fmt: skip
 TRAIN = [
     "files", "recordings", "prepare", "dataset", "options", "weights", "forward", "loss", "curves", "steps", "saving",
