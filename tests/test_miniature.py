@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import sys
 
 import mlx.core as mx
 import numpy as np
@@ -13,9 +14,12 @@ import sentencepiece
 import soundfile
 from mlx.utils import tree_flatten, tree_map
 
-from bench.miniature import codec, codec_data, dialogues, language, losses, script
+import moshi_mlx
+from bench.miniature import codec, codec_data, dialogues, language, losses, script, ship
+from bench.miniature.__main__ import main as miniature_main
 from bench.miniature.codec_model import causal_conv, elu, initialize, reconstruct, strided_conv
 from bench.miniature.evaluate import Heard, aligned, ask, is_silent, plain, score
+from bench.miniature.files import save_whole
 from bench.miniature.sizes import CLIP_FRAMES, CODEC, LANGUAGE
 from bench.miniature.training import Curve, Recipe, plot_curves, read_curve
 from moshi_mlx import conv
@@ -71,9 +75,9 @@ def test_training_computes_what_the_codec_computes():
     model.quantizer.embedding = 0.5 * mx.random.normal(model.quantizer.embedding.shape)
     sound = 0.3 * mx.random.normal((2, CLIP_FRAMES * TINY.frame_size))
     coded = reconstruct(model, sound)
-    codes = codec.ready(model).encode(sound)
+    codes = codec.ready(model).encode(sound).audio_codes
     np.testing.assert_array_equal(np.array(coded.codes), np.array(codes))
-    np.testing.assert_allclose(np.array(coded.sound), np.array(model.decode(codes)), atol=1e-4)
+    np.testing.assert_allclose(np.array(coded.sound), np.array(model.decode(codes).audio_values[:, 0]), atol=1e-4)
     assert len(np.unique(np.array(codes))) > 4
 
 
@@ -375,3 +379,59 @@ def test_curve_is_a_plain_table(tmp_path):
     Curve(tmp_path / "a.csv", 1, 0).add(1, {"loss": 0.5, "norm": 2.0})
     with (tmp_path / "a.csv").open() as file:
         assert next(csv.reader(file)) == ["step", "seconds", "loss", "norm"]
+
+
+# --- from the codec to the shipped folder -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A folder with a codec, and a recipe and dialogues of which a test can be made."""
+    trainer = codec.CodecTrainer(RECIPE, tones(), CODEC)
+    trainer.begin()
+    trainer.save(tmp_path / codec.FILES[0])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(ship.RECIPE.read_text() + "\niters: 2\nbatch_size: 2\nduration_sec: 4\ncompile: false\n")
+    monkeypatch.setattr(ship, "RECIPE", recipe)
+    monkeypatch.setattr(dialogues, "SETS", {"train": 2, "valid": 1})
+    dialogues.write(tmp_path, say=lambda line: None)
+    (tmp_path / "codec-data").mkdir()
+    save_whole(tmp_path / "codec-data" / "heldout.safetensors", {"0": mx.array(tones(1))})
+    Curve(tmp_path / "codec.csv", 1, 0).add(1, {"loss": 1.0, "spectral": 0.5, "wave": 0.1})
+    Curve(tmp_path / "codec-scores.csv", 1, 0).add(1, {"stoi": 0.5})
+    return tmp_path
+
+
+@speaking
+@pytest.mark.slow
+def test_from_codec_to_shipped_folder(trained, eager, monkeypatch):
+    said = []
+    ship.train(trained, said.append)
+    ship.train(trained, said.append)  # nothing is left to do
+    rendering = dialogues.held_out(1)[0]
+    short = rendering._replace(sound=rendering.sound[: 4 * 1920], end=0.2)
+    monkeypatch.setattr(dialogues, "held_out", lambda count: [short])
+    found = ship.scores(trained, said.append)
+    assert list(found) == ["float32 greedy", "float32", "q8", "q4", "codec"]
+    assert json.loads((trained / "scores.json").read_text())["q4"]["asked"] == 1
+    for picture in ("spectrograms.png", "codec.png", "codec-stoi.png"):
+        assert (trained / picture).read_bytes().startswith(b"\x89PNG")
+    target = trained / "assets"
+    ship.export(trained, target, said.append)
+    assert "MB with the question" in said[-1]
+    assert sum(file.stat().st_size for file in target.iterdir()) < ship.MOST_BYTES
+    full, shipped = (moshi_mlx.load(path) for path in (trained / "language" / "checkpoint", target))
+    sound = 0.1 * mx.random.normal((1, 4 * 1920))
+    codes = [np.array(model.audio_encoder.encode(sound).audio_codes) for model in (full, shipped)]
+    np.testing.assert_array_equal(*codes)
+    monkeypatch.setattr(ship, "MOST_BYTES", 1000)
+    with pytest.raises(MoshiError, match="at most 1000"):
+        ship.export(trained, target, said.append)
+
+
+def test_command_line_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.miniature", "codec", str(tmp_path)])
+    assert miniature_main() == 2
+    assert capsys.readouterr().err == (
+        f"bench.miniature: error: {tmp_path}/codec-data: no shards; run the data command first\n"
+    )

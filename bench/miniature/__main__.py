@@ -1,32 +1,53 @@
-"""Regenerate the miniature: `python -m bench.miniature data|codec|dialogues FOLDER`.
+"""Regenerate the miniature model: `python -m bench.miniature all FOLDER`, or one of its steps.
 
-Each command goes on where it was ended. FOLDER is for the working files.
+Each step goes on where it was ended. FOLDER is for the working files (about 1 GB).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import codec, codec_data, dialogues
+from moshi_mlx.errors import MoshiError
+
+from . import codec, codec_data, dialogues, ship
 
 Say = Callable[[str], None]
-COMMANDS: dict[str, Callable[[Path, Say], object]] = {
+STEPS: dict[str, Callable[[Path, Say], object]] = {
     "data": lambda folder, say: codec_data.prepare(folder, say=say),
     "codec": lambda folder, say: codec.train(folder, say=say),
     "dialogues": lambda folder, say: dialogues.write(folder, say=say),
+    "language": lambda folder, say: ship.train(folder, say=say),
+    "evaluate": lambda folder, say: ship.scores(folder, say=say),
+    "export": lambda folder, say: ship.export(folder, say=say),
+}
+HELP = {
+    "data": "speech for the codec",
+    "codec": "train the codec",
+    "dialogues": "speech for the language model",
+    "language": "encode the dialogues, train the language model",
+    "evaluate": "ask it questions; scores.json and pictures",
+    "export": "put it into moshi_mlx/assets",
 }
 
 
-def main() -> None:
+def main() -> int:
+    listed = "; ".join(f"{name}: {text}" for name, text in HELP.items())
     parser = argparse.ArgumentParser("python -m bench.miniature", description="Regenerate the miniature model.")
-    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("step", choices=["all", *STEPS], help=f"all: every step in this order. {listed}")
     parser.add_argument("folder", type=Path, help="where the working files lie")
     arguments = parser.parse_args()
-    COMMANDS[arguments.command](arguments.folder, functools.partial(print, flush=True))
+    try:
+        for name in STEPS if arguments.step == "all" else [arguments.step]:
+            STEPS[name](arguments.folder, functools.partial(print, flush=True))
+    except MoshiError as error:
+        print(f"bench.miniature: error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -129,7 +129,8 @@ def score(model: MimiModel, sounds: list[np.ndarray]) -> float:
 
 
 def through(model: MimiModel, sound: np.ndarray) -> np.ndarray:
-    return np.array(model.decode(model.encode(mx.array(sound)[None])))[0, : len(sound)]
+    codes = model.encode(mx.array(sound)[None]).audio_codes
+    return np.array(model.decode(codes).audio_values)[0, 0, : len(sound)]
 
 
 def train(folder: Path, recipe: Recipe = RECIPE, say: Callable[[str], None] = print) -> MimiModel:

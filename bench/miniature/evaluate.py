@@ -58,10 +58,10 @@ def _ask_together(
     model: MoshiForConditionalGeneration, step: Any, renderings: list[Rendering], sampling: DuplexSampling, seed: int
 ) -> list[Heard]:
     frames = max(len(rendering.sound) for rendering in renderings) // FRAME
-    sound = np.zeros((AT_ONCE, frames * FRAME), np.float32)
-    for row, rendering in zip(sound, renderings, strict=False):
+    sound = np.zeros((len(renderings), frames * FRAME), np.float32)
+    for row, rendering in zip(sound, renderings, strict=True):
         row[: len(rendering.sound)] = rendering.sound
-    state = duplex.init_state(model, [seed + n for n in range(AT_ONCE)], capacity=frames + 1)
+    state = duplex.init_state(model, [seed + n for n in range(len(renderings))], capacity=frames + 1)
     first, state = duplex.prime(model, state, sampling)
     tokens, said = [np.array(first)], []
     for n in range(frames):
@@ -72,7 +72,7 @@ def _ask_together(
     whole = [Heard(*pair) for pair in zip(np.stack(tokens, axis=1), np.concatenate(said, axis=1), strict=True)]
     return [
         Heard(one.tokens[: 1 + len(r.sound) // FRAME], one.sound[: len(r.sound)])
-        for one, r in zip(whole, renderings, strict=False)
+        for one, r in zip(whole, renderings, strict=True)
     ]
 
 

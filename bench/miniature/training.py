@@ -1,4 +1,4 @@
-"""What the miniature's two trainers share: the compiled step, the schedule, exact resumption, the curve.
+"""A small trainer: the compiled step, the schedule, exact resumption, the curve.
 
 Everything random in a step comes from (seed, number of the step), so a run that was killed and started again goes
 through the same losses as one that was not.
@@ -38,7 +38,7 @@ class Recipe:
     floor: float = 0.05
     batch: int = 8
     seed: int = 0
-    save_every: int = 250
+    save_every: int = 100
     report_every: int = 25
 
     def rate_at(self, step: int) -> float:
@@ -115,7 +115,8 @@ class Curve:
 
     def __init__(self, path: Path, every: int, done: int) -> None:
         self.path, self.every = path, every
-        self._since, self._began = [], time.monotonic()  # type: list[dict[str, float]], float
+        self._since: list[dict[str, float]] = []
+        self._began = time.monotonic()
         rows = [row for row in read_curve(path) if int(row["step"]) <= done]
         self._columns = list(rows[0]) if rows else []
         self._write("w", rows)

@@ -1,0 +1,124 @@
+"""From trained codec to shipped folder: the language model's base, its training, the quantized forms, the export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_map
+from moshi_mlx.convert import cli
+
+import moshi_mlx
+from moshi_mlx import writing
+from moshi_mlx.duplex import DuplexSampling
+from moshi_mlx.errors import MoshiError
+from moshi_mlx.finding import MIMI_NAME
+from moshi_mlx.mimi import MimiModel
+from moshi_mlx.train import __main__ as trainer
+from moshi_mlx.train.saving import CHECKPOINT_NAME, STATE_NAME
+
+from . import codec, dialogues, evaluate, language
+from .codec_data import held_out_sound
+from .files import load_whole, save_whole
+from .training import plot_curves
+
+Say = Callable[[str], None]
+RECIPE = Path(__file__).with_name("language.yaml")
+ASSETS = Path(moshi_mlx.__file__).parent / "assets"
+MOST_BYTES = 12_000_000  # of all that ships
+RENDERINGS = 100
+
+
+def as_shipped(model: MimiModel) -> MimiModel:
+    """The codec with weights that bfloat16 holds exactly, so that what is trained on its codes hears the same later."""
+    books = model.quantizer
+    model.update(tree_map(lambda value: value.astype(mx.bfloat16).astype(mx.float32), model.parameters()))
+    books.half_norms = 0.5 * mx.square(books.embedding).sum(axis=-1)
+    return model
+
+
+def base(folder: Path) -> Path:
+    """folder/base: the trained codec, the tokenizer and a language model that knows nothing yet, in float32."""
+    path = folder / "base"
+    if not path.exists():
+        writing.save(language.new(as_shipped(codec.load(folder))), path)
+    return path
+
+
+def train(folder: Path, say: Say = print) -> None:
+    """Prepare the dialogues and train on them, going on where an earlier run was ended."""
+    model, prepared, run = base(folder), folder / "prepared", folder / "language"
+    parts = [f"--{name}={folder / 'dialogues' / part}" for name, part in (("data", "train"), ("valid-data", "valid"))]
+    _run(trainer.main, ["prepare", f"--model={model}", *parts, f"--output={prepared}"])
+    resumed = [f"--resume-adapter-file={run / STATE_NAME}"] if (run / STATE_NAME).exists() else []
+    settings = [f"--model={model}", f"--data={prepared}", f"--adapter-path={run}", *resumed]
+    _run(trainer.main, [f"--config={RECIPE}", *settings])
+    say(f"{run / CHECKPOINT_NAME}: trained")
+
+
+def _run(command: Callable[[list[str]], int], arguments: list[str]) -> None:
+    status = command(arguments)
+    if status:
+        raise MoshiError(f"{arguments[0]}: ended with status {status}")
+
+
+def quantized(folder: Path, bits: int) -> Path:
+    """The trained checkpoint with a language model of so many bits."""
+    target, source = folder / f"q{bits}", folder / "language" / CHECKPOINT_NAME
+    arguments = [f"--hf-path={source}", f"--mlx-path={target}", "--overwrite", "--dtype=bfloat16"]
+    _run(cli.main, [*arguments, "-q", f"--q-bits={bits}"])
+    _halve_codec(target / MIMI_NAME)
+    return target
+
+
+def _halve_codec(path: Path) -> None:
+    """The codec's file in bfloat16, which holds all that `as_shipped` left."""
+    tensors, metadata = load_whole(path)
+    save_whole(path, {name: value.astype(mx.bfloat16) for name, value in tensors.items()}, metadata)
+
+
+def scores(folder: Path, say: Say = print, renderings: int = RENDERINGS) -> dict[str, Any]:
+    """How every form answers held-out questions and the codec alone sounds, to folder/scores.json, with pictures."""
+    asked, found = dialogues.held_out(renderings), {}
+    full = folder / "language" / CHECKPOINT_NAME
+    forms = {
+        "float32 greedy": (full, evaluate.GREEDY),
+        "float32": (full, DuplexSampling()),
+        "q8": (quantized(folder, 8), DuplexSampling()),
+        "q4": (quantized(folder, 4), DuplexSampling()),
+    }
+    for name, (path, sampling) in forms.items():
+        model = moshi_mlx.load(path)
+        heard = evaluate.ask(model, asked, sampling)
+        result = evaluate.score(model, asked, heard)
+        found[name] = result._asdict()
+        say(f"{name}: {result.answered} of {result.asked} answered, {result.silent} silent, STOI {result.stoi:.3f}")
+        if name == "q8":
+            evaluate.picture(asked[0], heard[0], folder / "spectrograms.png")
+    found["codec"] = {"stoi": codec.score(codec.load(folder), held_out_sound(folder))}
+    say(f"codec alone: STOI {found['codec']['stoi']:.3f}")
+    (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
+    draw_codec(folder)
+    return found
+
+
+def draw_codec(folder: Path) -> None:
+    """The codec's curves, to folder/codec.png and codec-stoi.png."""
+    _, curve, scored = codec.FILES
+    plot_curves({"loss": ["loss", "spectral"], "waveform": ["wave"]}, folder / curve, folder / "codec.png")
+    plot_curves({"STOI, held out": ["stoi"]}, folder / scored, folder / "codec-stoi.png")
+
+
+def export(folder: Path, target: Path = ASSETS / "miniature", say: Say = print) -> None:
+    """The 8-bit form to `target`, if it is small enough."""
+    made = quantized(folder, 8)
+    size = sum(file.stat().st_size for file in made.iterdir()) + (ASSETS / "question.flac").stat().st_size
+    if size > MOST_BYTES:
+        raise MoshiError(f"{made}: {size} bytes with the question, expected at most {MOST_BYTES}")
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(made, target)
+    say(f"{target}: {size / 1e6:.2f} MB with the question")
