@@ -18,7 +18,7 @@ import moshi_mlx
 from bench.miniature import codec, codec_data, dialogues, language, losses, script, ship
 from bench.miniature.__main__ import main as miniature_main
 from bench.miniature.codec_model import causal_conv, elu, initialize, reconstruct, strided_conv
-from bench.miniature.evaluate import Heard, aligned, ask, is_silent, plain, score
+from bench.miniature.evaluate import Heard, aligned, ask, gave_way, is_silent, plain, score
 from bench.miniature.files import save_whole
 from bench.miniature.sizes import CLIP_FRAMES, CODEC, LANGUAGE
 from bench.miniature.training import Curve, Recipe, plot_curves, read_curve
@@ -348,6 +348,20 @@ def answering(model, rendering, after):
     return Heard(tokens, sound)
 
 
+@speaking
+def test_who_gives_way_is_told_from_who_does_not(untrained):
+    for rendering in dialogues.interruptions(3):
+        good = answering(untrained, rendering, 0.5)
+        assert gave_way(untrained, good, rendering)
+        talking = good.sound.copy()
+        talking[int((rendering.start + 0.8) * 24000) :][:2400] += 0.1
+        assert not gave_way(untrained, Heard(good.tokens, talking), rendering)
+        before = good.sound.copy()
+        before[int((rendering.start - 0.3) * 24000) : int((rendering.start + 0.3) * 24000)] += 0.1
+        assert gave_way(untrained, Heard(good.tokens, before), rendering)
+        assert not gave_way(untrained, Heard(np.full_like(good.tokens, 3), good.sound), rendering)
+
+
 def test_alignment_finds_the_reply():
     rng = np.random.default_rng(0)
     reference = rng.normal(size=12000).astype(np.float32) * np.repeat(rng.random(10), 1200).astype(np.float32)
@@ -411,6 +425,7 @@ def test_from_codec_to_shipped_folder(trained, eager, monkeypatch):
     rendering = dialogues.held_out(1)[0]
     short = rendering._replace(sound=rendering.sound[: 4 * 1920], end=0.2)
     monkeypatch.setattr(dialogues, "held_out", lambda count: [short])
+    monkeypatch.setattr(dialogues, "interruptions", lambda: [short._replace(start=-0.7)])
     found = ship.scores(trained, said.append)
     assert list(found) == ["float32 greedy", "float32", "q8", "q4", "codec"]
     assert json.loads((trained / "scores.json").read_text())["q4"]["asked"] == 1

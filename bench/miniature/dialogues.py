@@ -172,3 +172,22 @@ def _rendering(exchange: Exchange, rng: random.Random, after: float = 4.0) -> Re
     sound = np.zeros(length, np.float32)
     sound[before : before + len(question)] = question
     return Rendering(exchange, sound, before / SAMPLE_RATE, (before + len(question)) / SAMPLE_RATE)
+
+
+def interruptions(count: int = 20, seed: int = 0) -> list[Rendering]:
+    """Two questions each, the second begun 0.4 s into the answer to the first; start and end are the second's."""
+    rng = random.Random(f"interruptions {seed}")
+    long = [exchange for exchange in exchanges() if len(replies()[exchange.answer].sound) > SAMPLE_RATE]
+    sums = [exchange for exchange in exchanges() if "plus" in exchange.question]
+    return [_interruption(rng.choice(long), rng.choice(sums), rng) for _ in range(count)]
+
+
+def _interruption(first: Exchange, second: Exchange, rng: random.Random, after: float = 4.0) -> Rendering:
+    voice, before = user_voice(rng, held_out=True), int(rng.uniform(0.1, 2.0) * SAMPLE_RATE)
+    questions = [speak(spoken(exchange, rng), voice).sound for exchange in (first, second)]
+    at = _frame_from(before + len(questions[0]) + REPLY_AFTER * SAMPLE_RATE) + int(0.4 * SAMPLE_RATE)
+    end = at + len(questions[1])
+    sound = np.zeros(_frame_from(end + after * SAMPLE_RATE), np.float32)
+    sound[before : before + len(questions[0])] = questions[0]
+    sound[at:end] = questions[1]
+    return Rendering(second, sound, at / SAMPLE_RATE, end / SAMPLE_RATE)

@@ -20,6 +20,7 @@ from .speech import SAMPLE_RATE
 
 AT_ONCE = 25
 NEAR = SAMPLE_RATE // 100  # samples: 10 ms
+STOPPED_WITHIN = 0.7  # seconds
 SILENCE = 0.01  # root mean square; speech of peak 0.7 has about 0.07
 GREEDY = DuplexSampling(Sampling(0.0, 0), Sampling(0.0, 0))
 
@@ -85,12 +86,19 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"[a-z]+", text.lower()))
 
 
-def is_silent(one: Heard, rendering: Rendering, silent_tokens: tuple[int, ...]) -> bool:
-    """Neither a word nor a sound before the question's end."""
-    until = int(rendering.end * SAMPLE_RATE)
-    sound = one.sound[:until]
-    loudest = max(float(np.sqrt(np.mean(part**2))) for part in np.array_split(sound, max(1, until // FRAME)))
-    return loudest < SILENCE and bool(np.isin(one.tokens[: until // FRAME], silent_tokens).all())
+def is_silent(one: Heard, rendering: Rendering, silent_tokens: tuple[int, ...], start: float = 0.0) -> bool:
+    """Neither a word nor a sound from `start` (seconds) to the question's end."""
+    first, until = int(start * SAMPLE_RATE), int(rendering.end * SAMPLE_RATE)
+    sound = one.sound[first:until]
+    loudest = max(float(np.sqrt(np.mean(part**2))) for part in np.array_split(sound, max(1, len(sound) // FRAME)))
+    return loudest < SILENCE and bool(np.isin(one.tokens[first // FRAME : until // FRAME], silent_tokens).all())
+
+
+def gave_way(model: MoshiForConditionalGeneration, one: Heard, rendering: Rendering) -> bool:
+    """Whether an interrupted model fell silent within `STOPPED_WITHIN` seconds and answered the new question."""
+    text, answer = plain(text_of(model, one.tokens)), plain(rendering.exchange.answer)
+    silent = is_silent(one, rendering, model.config.silent_text_tokens, rendering.start + STOPPED_WITHIN)
+    return silent and text.endswith(answer)
 
 
 def aligned(sound: np.ndarray, reference: np.ndarray, start: float) -> np.ndarray:

@@ -83,7 +83,7 @@ def _halve_codec(path: Path) -> None:
 
 def scores(folder: Path, say: Say = print, renderings: int = RENDERINGS) -> dict[str, Any]:
     """How every form answers held-out questions and the codec alone sounds, to folder/scores.json, with pictures."""
-    asked, found = dialogues.held_out(renderings), {}
+    asked, interrupting, found = dialogues.held_out(renderings), dialogues.interruptions(), {}
     full = folder / "language" / CHECKPOINT_NAME
     forms = {
         "float32 greedy": (full, evaluate.GREEDY),
@@ -95,8 +95,13 @@ def scores(folder: Path, say: Say = print, renderings: int = RENDERINGS) -> dict
         model = moshi_mlx.load(path)
         heard = evaluate.ask(model, asked, sampling)
         result = evaluate.score(model, asked, heard)
-        found[name] = result._asdict()
-        say(f"{name}: {result.answered} of {result.asked} answered, {result.silent} silent, STOI {result.stoi:.3f}")
+        said = evaluate.ask(model, interrupting, sampling)
+        gave_way = sum(evaluate.gave_way(model, *pair) for pair in zip(said, interrupting, strict=True))
+        found[name] = result._asdict() | {"interrupted": len(said), "gave_way": gave_way}
+        say(
+            f"{name}: {result.answered} of {result.asked} answered, {result.silent} silent, STOI {result.stoi:.3f}, "
+            f"gave way to {gave_way} of {len(said)} interruptions"
+        )
         if name == "q8":
             evaluate.picture(asked[0], heard[0], folder / "spectrograms.png")
     found["codec"] = {"stoi": codec.score(codec.load(folder), held_out_sound(folder))}
