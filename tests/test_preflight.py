@@ -43,7 +43,7 @@ class Hub:
     def model_info(self, name, files_metadata, timeout):
         if name == "no/body":
             raise OSError("no network")
-        sizes = {"model.safetensors": 4_800_000_000, "README.md": 10**9, "tokenizer.model": None}
+        sizes = {"model.safetensors": 4_800_000_000, "training.bin": 10**9, "tokenizer.model": None}
         return type("Info", (), {"siblings": [type("F", (), {"rfilename": n, "size": s}) for n, s in sizes.items()]})
 
 

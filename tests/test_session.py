@@ -1,14 +1,12 @@
 """The public face of a conversation."""
 
-import os
 import resource
-import subprocess
 import sys
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDENS, GREEDY, check_tokens, golden, question, run_codes
+from conftest import GREEDY, check_tokens, golden, question, run_codes
 
 import moshi_mlx
 from moshi_mlx import InputError, Session, duplex, state
@@ -278,25 +276,3 @@ def test_two_evaluations_a_frame_with_a_hook(model, monkeypatch):
     monkeypatch.setattr(mx, "eval", lambda *trees: (calls.append(len(trees)), evaluate(*trees)))
     frames_of(session, 5)
     assert len(calls) == 10
-
-
-BUILT_KERNELS = """
-import os, pathlib, sys
-import mlx.core as mx
-import moshi_mlx
-from moshi_mlx import duplex
-model, sampling = moshi_mlx.load(sys.argv[1]), duplex.DuplexSampling()
-step = mx.compile(lambda sound, state: duplex.step(model, sound, state, sampling))
-for capacity in (16, 32):
-    mx.eval(step(mx.zeros((1, 1920)), duplex.init_state(model, [0], capacity)))
-    print(len(list(pathlib.Path(os.environ["TMPDIR"]).rglob("*.so"))))
-"""
-
-
-@pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="only the CPU backend leaves its kernels in files")
-def test_a_larger_ring_needs_no_kernel_that_a_smaller_one_did_not(tmp_path):
-    command = [sys.executable, "-c", BUILT_KERNELS, str(GOLDENS / "moshi_tiny")]
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    before, after = map(int, done.stdout.split())
-    assert before == after > 0

@@ -1,5 +1,9 @@
 """The ring cache against plain attention over the whole past, for every way of cutting it into calls."""
 
+import os
+import subprocess
+import sys
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -183,3 +187,27 @@ def test_token_minus_one_embeds_to_zero(quantized, low_rank):
     assert y.shape == (1, 3, 64)
     assert (y[:, 1] == 0).all()
     assert (np.abs(y[:, [0, 2]]).max(-1) > 0.5).all()
+
+
+BUILT_KERNELS = """
+import os, pathlib
+import os
+import subprocess
+import sys
+
+import mlx.core as mx
+from moshi_mlx import cache
+for capacity in (16, 32):
+    step = mx.compile(lambda offset: cache.window(offset, 1, capacity, 100)[1:])
+    mx.eval(step(mx.zeros((1,), mx.int32)))
+    print(len(list(pathlib.Path(os.environ["TMPDIR"]).rglob("*.so"))))
+"""
+
+
+@pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="only the CPU backend leaves its kernels in files")
+def test_a_larger_ring_needs_no_kernel_that_a_smaller_one_did_not(tmp_path):
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", BUILT_KERNELS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before == after > 0
