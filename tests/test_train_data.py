@@ -9,7 +9,7 @@ import soundfile
 
 import moshi_mlx
 from moshi_mlx import ConfigError, InputError
-from moshi_mlx.local import DEMO_MODEL
+from moshi_mlx.options import DEMO_MODEL
 from moshi_mlx.train import dataset, prepare, recordings
 
 
