@@ -173,7 +173,8 @@ def _session(arguments: argparse.Namespace) -> Any:
     names = ("temperature", "top_k", "text_temperature", "text_top_k", "kv_bits")
     asked = {name: getattr(arguments, name) for name in names}
     given = {name: value for name, value in asked.items() if value is not None}
-    model = moshi_mlx.load(arguments.model, adapter=arguments.adapter)
+    adapted = {"adapter": arguments.adapter} if arguments.adapter else {}
+    model = moshi_mlx.load(arguments.model, **adapted)
     _say(preflight.report(model))
     session = model.session(seed=arguments.seed, **given)
     if (session.sample_rate, session.frame_size) != (SAMPLE_RATE, FRAME_SIZE):

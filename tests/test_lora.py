@@ -10,7 +10,7 @@ from conftest import GOLDENS, golden, run_codes
 from mlx.utils import tree_flatten
 
 import moshi_mlx
-from moshi_mlx import CheckpointError, ConfigError, lora
+from moshi_mlx import CheckpointError, ConfigError, local, lora
 from moshi_mlx.filling import module_at
 from moshi_mlx.train.loss import Factors, batches, loss
 
@@ -155,6 +155,15 @@ def test_conversations_with_an_adapter_differ_and_repeat():
     )
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one, without)
+
+
+def test_the_command_line_hands_the_adapter_on(monkeypatch, tmp_path, capsys):
+    def load(name, **settings):
+        raise CheckpointError(f"asked for {settings}")
+
+    monkeypatch.setattr(moshi_mlx, "load", load)
+    assert local.main(["--demo", "--adapter", "mine", "--output", str(tmp_path / "reply.wav")]) == 2
+    assert "asked for {'adapter': 'mine'}" in capsys.readouterr().err
 
 
 def without(name):
