@@ -89,14 +89,14 @@ def check(folder: Path) -> None:
     for name in KINDS:
         model = moshi_mlx.load(folder / name, dtype=mx.float32)
         state = model.decoder.model.init_state(1, positions=POSITIONS)
-        hidden, logits, _ = model.decoder(mx.array(inputs[None]), state)
+        hidden, logits, _ = model.decoder.step(mx.array(inputs[None]), state)
         heads: list[np.ndarray] = []
 
         def greedy(step: int, values: mx.array, heads: list[np.ndarray] = heads) -> mx.array:
             heads.append(np.array(values))
             return mx.argmax(values, axis=-1)
 
-        model.depth_decoder(hidden[0], mx.array(text), greedy)
+        model.depth_decoder.sample(hidden[0], mx.array(text), greedy)
         ours = {"text": np.array(logits[0]), "codes": np.stack(heads, axis=1)}
         theirs = np.load(folder / f"{name}.npz")
         gaps = {key: float(np.abs(ours[key] - theirs[key]).max() / np.abs(theirs[key]).max()) for key in ours}

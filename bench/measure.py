@@ -268,7 +268,7 @@ def kv_agreement(model: MoshiForConditionalGeneration, kv_bits: int | None, posi
     chosen = []
     for bits in (None, kv_bits):
         state = language.model.init_state(1, positions=positions, kv_bits=bits)
-        chosen.append(np.array(mx.argmax(language(mx.array(tokens), state)[1], axis=-1)))
+        chosen.append(np.array(mx.argmax(language.step(mx.array(tokens), state)[1], axis=-1)))
     return float((chosen[0] == chosen[1]).mean())
 
 

@@ -75,12 +75,15 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def language_tensors(config: MoshiConfig, bits: int | None, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
     """(name, tensor) of a language model in the MLX layout; with bits, every matrix quantized as Kyutai's files are."""
+    shared: dict[str, mx.array] = {}  # the steps of a depth decoder have the same norms
     model = MoshiForConditionalGeneration(config)  # zeros that are never evaluated: only their shapes are read
     for row in kyutai_mlx(config):
         shape = _shape_of(model, row)
         rows = row.rows or (shape[0] // len(row.theirs),) * len(row.theirs)
         for name, count in zip(row.theirs, rows, strict=True):
-            yield from _tensor(name, (count, *shape[1:]), bits, dtype)
+            for made, value in _tensor(name, (count, *shape[1:]), bits, dtype):
+                norm = "depformer" in made and ".norm" in made
+                yield made, shared.setdefault(made.split("transformer.")[1], value) if norm else value
 
 
 def _shape_of(model: nn.Module, row: Row) -> tuple[int, ...]:

@@ -6,11 +6,12 @@ Flags follow mlx_lm.convert, which people who convert models for MLX know.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -18,6 +19,7 @@ from typing import NoReturn
 from moshi_mlx import hub, writing
 from moshi_mlx.checkpoint import LAYOUTS, Checkpoint, open_checkpoint
 from moshi_mlx.errors import InputError, MoshiError
+from moshi_mlx.preflight import size
 from moshi_mlx.quantization import MODES
 
 from . import card, comparing, inspecting, pipeline, recipes
@@ -89,10 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {"inspect": inspecting.main, "compare": comparing.main}
     try:
-        _end_on_kill()
-        if argv and argv[0] in commands:
-            return commands[argv[0]](argv[1:], _Parser)
-        return convert(_parser().parse_args(argv))
+        with _kill_is_interrupt():
+            if argv and argv[0] in commands:
+                return commands[argv[0]](argv[1:], _Parser)
+            return convert(_parser().parse_args(argv))
     except MoshiError as error:
         print(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
@@ -107,10 +109,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _end_on_kill() -> None:
+@contextlib.contextmanager
+def _kill_is_interrupt() -> Iterator[None]:
     """`kill` ends like Ctrl-C; only the main thread can ask for that."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -165,10 +174,13 @@ def _check_flags(arguments: argparse.Namespace) -> None:
 
 
 def _options(arguments: argparse.Namespace, source: Checkpoint) -> Options:
+    adapters = _lora(arguments.lora, source)
+    if arguments.lora_scaling is not None and adapters is None:
+        raise InputError("--lora-scaling: there are no adapters; give them by --lora")
     return Options(
         to=arguments.to, quantize=arguments.quantize, bits=arguments.q_bits, group_size=arguments.q_group_size,
         mode=arguments.q_mode, predicate=arguments.quant_predicate, dequantize=arguments.dequantize,
-        dtype=arguments.dtype, lora=_lora(arguments.lora, source), lora_scaling=arguments.lora_scaling,
+        dtype=arguments.dtype, lora=adapters, lora_scaling=arguments.lora_scaling,
         generation=arguments.generation, max_shard_bytes=arguments.max_shard_size,
         tokenizer=_tokenizer(arguments.tokenizer, source),
     )  # fmt: skip
@@ -200,8 +212,8 @@ def _report(source: Checkpoint, outcome: Outcome, done: str) -> str:
     """What was or would be written, file by file."""
     sizes = outcome.plan.sizes()
     lines = [f"{source.folder}: {LAYOUTS[source.layout]}; {done}:"]
-    lines += [f"  {name}  {inspecting.size(count)}" for name, count in sizes.items()]
-    lines.append(f"  in all {inspecting.size(sum(sizes.values()))}")
+    lines += [f"  {name}  {size(count)}" for name, count in sizes.items()]
+    lines.append(f"  in all {size(sum(sizes.values()))}")
     lines += [f"  {line}" for line in inspecting.bits_lines(outcome.quantized)]
     lines += [f"  not quantized, no whole groups: {path}" for path in inspecting.collapsed(outcome.kept)]
     return "\n".join(lines)

@@ -22,8 +22,8 @@ from moshi_mlx.checkpoint import load
 from moshi_mlx.duplex import DuplexSampling
 from moshi_mlx.errors import InputError
 from moshi_mlx.moshi import MoshiForConditionalGeneration
+from moshi_mlx.preflight import size
 
-from .inspecting import size
 from .progress import progress
 
 POSITIONS = 32  # of one call

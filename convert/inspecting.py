@@ -10,6 +10,7 @@ from typing import Any
 
 from moshi_mlx import hub
 from moshi_mlx.checkpoint import LAYOUTS, Checkpoint, open_checkpoint
+from moshi_mlx.preflight import size
 from moshi_mlx.quantization import PARTS, Quantization
 from moshi_mlx.safetensors import FLOATS
 from moshi_mlx.writing import NAMED_QUANTIZATIONS
@@ -17,14 +18,6 @@ from moshi_mlx.writing import NAMED_QUANTIZATIONS
 from .progress import progress
 
 READ_BYTES = 2**22
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= factor:
-            return f"{count / factor:.2f} {unit}"
-    return f"{count} bytes"
 
 
 def collapsed(paths: Iterable[str]) -> list[str]:

@@ -353,10 +353,3 @@ class MoshiConfig(_Heads):
 
 # Sizes by which a checkpoint without config.json is recognised. One row a published model family.
 PRESETS: dict[str, MoshiConfig] = {"moshi-7b": MoshiConfig()}
-# The same of text alone, in Kyutai's MLX layout.
-TEXT_PRESETS: dict[str, MoshiConfig] = {
-    "helium-1-preview-2b": MoshiConfig(
-        vocab_size=48000, hidden_size=2560, num_hidden_layers=24, num_attention_heads=20, rope_theta=100000.0,
-        sliding_window=4096, max_position_embeddings=4096, ffn_dim=14080, audio_delays=(), silent_text_tokens=(),
-    )
-}  # fmt: skip

@@ -35,8 +35,9 @@ class Found(NamedTuple):
 def find_kyutai(folder: Path, config: dict[str, Any] | None) -> Found:
     """The files of a folder in one of Kyutai's layouts."""
     if config is None:
-        files = {name: _existing(folder, name) for name in (MIMI_NAME, TOKENIZER_NAME)}
-        return Found(weights_of(folder, None), files[MIMI_NAME], files[TOKENIZER_NAME], None, MimiConfig(), {})
+        weights = weights_of(folder, None)
+        mimi, tokenizer = (_existing(folder, name) for name in (MIMI_NAME, TOKENIZER_NAME))
+        return Found(weights, mimi, tokenizer, None, MimiConfig(), {})
     where = str(folder / CONFIG_NAME)
     _refuse_other_models(config, where)
     weights = weights_of(folder, config.pop("moshi_name", None))

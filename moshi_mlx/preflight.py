@@ -25,7 +25,7 @@ def weight_bytes(model: MoshiForConditionalGeneration) -> tuple[int, int]:
 def report(model: MoshiForConditionalGeneration) -> str:
     """One line: the weights and, on a chip whose memory bandwidth is published, the least time of a frame."""
     total, a_frame = weight_bytes(model)
-    line = f"weights {_size(total)}, {_size(a_frame)} of them read in every frame of {chips.FRAME_MS:.0f} ms"
+    line = f"weights {size(total)}, {size(a_frame)} of them read in every frame of {chips.FRAME_MS:.0f} ms"
     try:
         chip = chips.find(str(mx.device_info().get("device_name", "")))[-1]
     except InputError:  # not an Apple chip that the table has
@@ -35,5 +35,8 @@ def report(model: MoshiForConditionalGeneration) -> str:
     return line + (", too long to keep up: try -q 4" if bound > chips.FRAME_MS else "")
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+def size(count: int) -> str:
+    """Bytes for people."""
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"

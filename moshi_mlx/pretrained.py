@@ -23,7 +23,7 @@ from .checkpoint import (
     read_tokenizer,
     sizes_of,
 )
-from .config import TEXT_PRESETS, MimiConfig, MoshiConfig, MoshiDepthConfig
+from .config import MimiConfig, MoshiConfig, MoshiDepthConfig
 from .depth import MoshiDepthDecoder
 from .errors import CheckpointError, ConfigError
 from .filling import fill, language_shapes, mimi_shapes
@@ -36,6 +36,13 @@ from .moshi import MoshiForConditionalGeneration
 from .safetensors import load_lazily, stored
 
 HELIUM_NAMES = "helium*.safetensors"
+# Sizes by which a model of text alone is recognised without config.json.
+TEXT_PRESETS: dict[str, MoshiConfig] = {
+    "helium-1-preview-2b": MoshiConfig(
+        vocab_size=48000, hidden_size=2560, num_hidden_layers=24, num_attention_heads=20, rope_theta=100000.0,
+        sliding_window=4096, max_position_embeddings=4096, ffn_dim=14080, audio_delays=(), silent_text_tokens=(),
+    )
+}  # fmt: skip
 
 
 def moshi(

@@ -299,8 +299,7 @@ def from_mlx(pieces: Iterable[Piece], tensors: Mapping[str, Tensor]) -> dict[str
     for piece in pieces:
         if all(name in tensors for name in piece.mlx):
             parts = _alike(piece.mlx, tensors)
-            if len(parts) > 1 and isinstance(piece.kind, Same):
-                parts = [_repeated(piece, parts)]
+            parts = [_repeated(piece, parts, i) for i in range(len(parts))]
             made |= {name: _moved(piece.kind.scatter, parts, j) for j, name in enumerate(piece.theirs)}
     return made
 
@@ -326,20 +325,25 @@ def _alike(names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[Tensor]:
     return parts
 
 
-def _repeated(piece: Piece, parts: list[Tensor]) -> Tensor:
-    """The first of tensors that the other layout has once. Reading it raises CheckpointError where they differ."""
+def _repeated(piece: Piece, parts: list[Tensor], i: int) -> Tensor:
+    """The i-th tensor of a piece. Reading it raises CheckpointError where one that must repeat it does not."""
+    kind = piece.kind
+    schedule = kind.schedule if isinstance(kind, Sets) else (0,) * len(parts) if isinstance(kind, Same) else ()
+    others = [n for n in range(i + 1, len(schedule)) if schedule[n] == schedule[i]]
+    if not others:
+        return parts[i]
 
     def read() -> np.ndarray:
-        first = parts[0].read()
-        for name, part in zip(piece.mlx, parts, strict=True):
-            if not np.array_equal(part.read(), first):
+        first = parts[i].read()
+        for n in others:
+            if parts[n].read().tobytes() != first.tobytes():
                 raise CheckpointError(
-                    f"tensor {name!r} is another than {piece.mlx[0]!r}, but the layout to write has one for both, "
-                    f"{piece.theirs[0]!r}; only the MLX layout can hold this model"
+                    f"tensor {piece.mlx[n]!r} is another than {piece.mlx[i]!r}, but the layout to write has one for "
+                    f"both in {piece.theirs[0]!r}; only the MLX layout can hold this model"
                 )
         return first
 
-    return Tensor(parts[0].info, read)
+    return Tensor(parts[i].info, read)
 
 
 def _moved(move: Callable[[Sequence[Any], int], Any], parts: list[Tensor], n: int) -> Tensor:

@@ -26,6 +26,7 @@ from .errors import CheckpointError, ConfigError, InputError
 from .filling import language_shapes, language_tensors_of, mimi_tensors_of
 from .finding import CONFIG_NAME, INDEX_NAME, MIMI_NAME, SAMPLING_NAMES, TOKENIZER_NAME
 from .moshi import MoshiForConditionalGeneration
+from .preflight import size
 from .quantization import Quantization
 from .safetensors import Block, Tensor, as_stored, info_of, mx_type, write_file
 
@@ -80,9 +81,9 @@ def plan_mlx(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Plan:
     """Kyutai's MLX layout; `blocks` hold tensors under its names, quantized as `quantized` says of each matrix."""
-    kinds = set(quantized.values())
-    name = NAMED_QUANTIZATIONS.get(next(iter(kinds)) or Quantization(0, 0), "") if len(kinds) == 1 else ""
-    weights, small = _shards(blocks, name or "model.safetensors", max_shard_bytes)
+    uniform = [kind for kind in NAMED_QUANTIZATIONS if set(quantized.values()) == {kind}]
+    name = NAMED_QUANTIZATIONS[uniform[0]] if uniform else "model.safetensors"
+    weights, small = _shards(blocks, name, max_shard_bytes)
     block = quantization.block_of(quantized)
     return _kyutai_plan(contents, weights, small, {"quantization": block} if block else {}, "mlx")
 
@@ -130,9 +131,9 @@ def _kyutai_plan(
         values["mimi_config_name"] = MIMI_CONFIG_NAME
         small = {**small, MIMI_CONFIG_NAME: _json(kyutai_config.mimi_dict(mimi_config))}
     _check_config(config, values)
-    gen = {theirs: contents.sampling_defaults[ours] for theirs, ours in SAMPLING_NAMES.items()
-           if ours in contents.sampling_defaults}  # fmt: skip
-    extra = {"lm_gen_config": gen, "model_id": contents.model_id}
+    said = contents.sampling_defaults
+    sampling = {theirs: said[ours] for theirs, ours in SAMPLING_NAMES.items() if ours in said}
+    extra = {"lm_gen_config": sampling, "model_id": contents.model_id}
     values |= {"model_type": "moshi"} | {key: value for key, value in extra.items() if value} | more
     mimi = translation.from_mlx(translation.mimi_kyutai(mimi_config), contents.mimi)
     small = {**small, TOKENIZER_NAME: contents.tokenizer, CONFIG_NAME: _json(values)}
@@ -158,12 +159,8 @@ def _comparable(config: Any) -> dict[str, Any]:
     """The fields that Kyutai's files speak of, with what may stay unsaid said."""
     said = replace(config, num_key_value_heads=config.key_value_heads, head_dim=config.head_width)
     unsaid = (
-        "max_position_embeddings",
-        "initializer_range",
-        "use_cache",
-        "depth_decoder_config",
-        "audio_encoder_config",
-    )
+        "max_position_embeddings", "initializer_range", "use_cache", "depth_decoder_config", "audio_encoder_config",
+    )  # fmt: skip
     depth = ("sliding_window",) if hasattr(config, "input_size") else ()
     return {name: value for name, value in vars(said).items() if name not in (*unsaid, *depth)}
 
@@ -217,7 +214,7 @@ def carry_out(
     with new_folder(path, overwrite) as folder:
         needed, free = sum(plan.sizes().values()), shutil.disk_usage(folder).free
         if needed > free:
-            raise CheckpointError(f"{path}: no room: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
+            raise CheckpointError(f"{path}: no room: {size(needed)} are needed, {size(free)} are free")
         for name, blocks in plan.weights.items():
             write_file(folder / name, blocks, plan.metadata, progress)
         for name, content in plan.small.items():

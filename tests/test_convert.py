@@ -1,7 +1,6 @@
 """Converting: every pair of layouts exactly, the same tokens, quantization, LoRA, whole folders or none, errors."""
 
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from conftest import GOLDENS, check_tokens, edit_json, golden, run_codes
 from moshi_mlx.convert import cli, inspecting, lora
 
 import moshi_mlx
-from moshi_mlx import writing
+from moshi_mlx import preflight, writing
 from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.quantization import Quantization
 from moshi_mlx.safetensors import as_mx, read_header, stored
@@ -123,6 +122,19 @@ def test_norms_that_differ_are_not_lost_silently(checkpoint, tmp_path, capsys):
         assert f"tensor '{name}' is another than 'depformer.slices.0.transformer.layers.0.norm1.weight'" in error
 
 
+@pytest.mark.parametrize("generation", [1, 2])
+def test_shared_weights_that_differ_are_not_lost_silently(checkpoint, tmp_path, capsys, generation):
+    folder = convert(checkpoint("moshi_schedule"), tmp_path / "mlx")
+    tensors = dict(mx.load(str(folder / "model.safetensors")))
+    name = "depformer.slices.5.transformer.layers.0.self_attn.in_proj.weight"
+    tensors[name] = tensors[name] + 1
+    mx.eval(tensors)
+    (folder / "model.safetensors").unlink()
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    error = fails(capsys, folder, tmp_path / "out", "--to", "kyutai", "--generation", generation)
+    assert f"tensor '{name}' is another than 'depformer.slices.4." in error
+
+
 def test_what_hugging_face_cannot_express(checkpoint, tmp_path, capsys):
     error = fails(capsys, checkpoint("moshi_schedule"), tmp_path / "out", "--to", "huggingface")
     assert "no depth_decoder_config.low_rank_embeddings" in error
@@ -205,9 +217,6 @@ def wide(tmp_path_factory):
     config = moshi_mlx.MoshiConfig.from_kyutai(values, "config.json", mimi)
     mx.random.seed(1)
     tensors = dict(language_tensors(config, None, mx.bfloat16))
-    for name in tensors:  # which all steps of the depth decoder share
-        if ".norm" in name and name.startswith("depformer.slices."):
-            tensors[name] = tensors[re.sub(r"slices\.\d", "slices.0", name)]
     mx.save_safetensors(str(folder / "model.safetensors"), tensors)
     return folder
 
@@ -493,7 +502,7 @@ def test_a_disk_that_takes_no_more(sources, tmp_path, monkeypatch, capsys):
     assert "cannot be written: File too large; nothing is left of it" in run.stderr
     assert not list(out.parent.iterdir())
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    assert "no room: 0.00 GB are needed" in fails(capsys, sources["mlx"], out)
+    assert "no room: 532.4 kB are needed, 0.0 kB are free" in fails(capsys, sources["mlx"], out)
 
 
 def test_two_at_once(sources, tmp_path, capsys):
@@ -565,6 +574,7 @@ def test_bad_sources_are_named(hugging, tmp_path, capsys, name):
         (("--q-mode", "mxfp4"), "--q-mode: has no meaning without -q"),
         (("--generation", 2), "has no meaning without --to kyutai"),
         (("--to", "kyutai", "--max-shard-size", 1), "is one file"),
+        (("--lora-scaling", 2), "there are no adapters"),
         (("--tokenizer", "nowhere.model"), "--tokenizer: no file"),
         (("--dry-run", "--upload-repo", "a/b"), "no meaning with --dry-run"),
     ],
@@ -643,7 +653,7 @@ def test_dry_run(wide, tmp_path, capsys):
     printed = capsys.readouterr().out
     convert(wide, out, "-q")
     size = sum(info.nbytes for info in read_header(out / "model.q4.safetensors").values())
-    assert f"model.q4.safetensors  {inspecting.size(size)}" in printed
+    assert f"model.q4.safetensors  {preflight.size(size)}" in printed
     assert "affine 4 bits in groups of 32: text_emb" in printed
 
 

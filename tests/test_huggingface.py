@@ -11,7 +11,6 @@ from conftest import GOLDENS, edit_json, question
 from mlx.utils import tree_flatten
 from test_generate import FORWARD, variant  # noqa: F401
 
-import moshi_mlx
 from moshi_mlx import (
     CheckpointError,
     ConfigError,
@@ -24,6 +23,7 @@ from moshi_mlx import (
     MoshiForCausalLM,
     MoshiForConditionalGeneration,
     MoshiModel,
+    pretrained,
     sequence,
 )
 from moshi_mlx.outputs import CausalLMOutput
@@ -145,6 +145,14 @@ def test_the_live_path_goes_on_from_a_sequence_and_a_sequence_from_it(tiny):
         _, logits, state = tiny.step(mx.array(ids[:, None, n : n + 1]), state)
         close(logits[:, 0], whole[:, n])
     close(tiny(ids[:, 16:], past_key_values=state).logits, whole[:, 16:])
+
+
+def test_a_mask_of_the_whole_length_beside_a_cache(tiny):
+    ids, mask = ids_of(2, 12), np.ones((2, 12), int)
+    mask[1, :3] = 0
+    whole = tiny(ids, attention_mask=mask).logits
+    state = tiny(ids[:, :7], attention_mask=mask[:, :7]).past_key_values
+    close(tiny(ids[:, 7:], attention_mask=mask, past_key_values=state).logits, whole[:, 7:])
 
 
 def test_blocks_of_queries_change_nothing(tiny, monkeypatch):
@@ -410,6 +418,6 @@ def test_helium_files_that_cannot_be_read_are_named(helium):
 
 
 def test_helium_1_preview_is_known_by_its_sizes():
-    config = moshi_mlx.config.TEXT_PRESETS["helium-1-preview-2b"]
+    config = pretrained.TEXT_PRESETS["helium-1-preview-2b"]
     assert (config.vocab_size, config.hidden_size, config.ffn_dim // 2, config.rope_theta) == (48000, 2560, 7040, 1e5)
     assert config.table_rows == (48000,)

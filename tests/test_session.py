@@ -135,22 +135,6 @@ def test_text_is_printed_once_and_padding_never(model):
     assert all(frame.text == "" for frame in frames[1:] if frame.text_token in (0, 3))
 
 
-def test_bytes_of_a_character_wait_for_the_rest(model):
-    class Tokenizer:
-        pieces = ("<unk>", "<0xC3>", "<0xA9>", "<pad>", "\u2581yes", "</s>")
-        id_to_piece = pieces.__getitem__
-
-        def is_byte(self, token):
-            return token in (1, 2)
-
-        def is_control(self, token):
-            return token == 5
-
-    session = model.session()
-    session._model = type("Model", (), {"tokenizer": Tokenizer(), "config": model.config})
-    assert [session._text_of(token) for token in (0, 1, 2, 3, 4, 5)] == ["", "", "\u00e9", "", " yes", ""]
-
-
 def test_nonfinite_samples_are_silence_and_counted(model):
     broken, clean = question()[:1920].copy(), question()[:1920].copy()
     broken[[5, 6, 7]] = [np.nan, np.inf, -np.inf]

@@ -69,3 +69,19 @@ def test_bad_words_are_named(words, frames, message):
     with pytest.raises(InputError) as caught:
         aligned(words, frames)
     assert message in str(caught.value)
+
+
+def test_bytes_of_a_character_wait_for_the_rest():
+    class Pieces:
+        pieces = ("<unk>", "<0xC3>", "<0xA9>", "<pad>", "\u2581yes", "</s>")
+        id_to_piece = pieces.__getitem__
+
+        def is_byte(self, token):
+            return token in (1, 2)
+
+        def is_control(self, token):
+            return token == 5
+
+    said = TextDecoder(Pieces(), (E, P))
+    assert [said(token) for token in (0, 1, 2, 3, 4, 5)] == ["", "", "\u00e9", "", " yes", ""]
+    assert TextDecoder(None, (E, P))(7) == ""
