@@ -19,9 +19,10 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from moshi_mlx import MoshiError, chips
+from moshi_mlx.arguments import Parser
 
 from . import cases, measure, peers, roofline
 from .cases import Spec
@@ -43,13 +44,8 @@ class Failure(Exception):
     """Something that the user can put right; the message is one line."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: error: {message} (--help shows the options)\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         f"python -m {PROGRAM}",
         description="Time a frame of each case. `python -m bench roofline --help` for the bounds of Apple's chips.",
         epilog=EPILOG,
@@ -201,7 +197,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def run_roofline(argv: Sequence[str]) -> None:
     """The subcommand: bounds of a frame on Apple's chips."""
-    parser = _Parser(f"python -m {PROGRAM} roofline", description=roofline.__doc__.splitlines()[0])
+    parser = Parser(f"python -m {PROGRAM} roofline", description=roofline.__doc__.splitlines()[0])
     add = parser.add_argument
     add("--chip", nargs="+", default=[], metavar="NAME", help='such as "M2" or "M4 Max" (default: all)')
     add("--size", choices=cases.SIZES, default="7b", help="default: 7b")

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 from moshi_mlx import hub, writing
+from moshi_mlx.arguments import Parser
 from moshi_mlx.checkpoint import LAYOUTS, Checkpoint, open_checkpoint
 from moshi_mlx.errors import InputError, MoshiError
 from moshi_mlx.preflight import size
@@ -41,11 +42,6 @@ exit status: 0; 2 on an error, and then nothing is left of the output; 130 when 
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: error: {message} (--help shows the options)\n")
-
-
 def _size(text: str) -> int:
     try:
         value = float(text)
@@ -57,7 +53,7 @@ def _size(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         f"python -m {PROGRAM}", description="Convert and quantize: any Moshi checkpoint in, any layout out.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -93,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _kill_is_interrupt():
             if argv and argv[0] in commands:
-                return commands[argv[0]](argv[1:], _Parser)
+                return commands[argv[0]](argv[1:])
             return convert(_parser().parse_args(argv))
     except MoshiError as error:
         print(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)

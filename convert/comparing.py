@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from moshi_mlx import duplex, files, preflight
+from moshi_mlx.arguments import Parser
 from moshi_mlx.checkpoint import load
 from moshi_mlx.duplex import DuplexSampling
 from moshi_mlx.errors import InputError
@@ -173,8 +174,8 @@ def picture(path: Path, streams: list[Stream], sizes: tuple[int, int], names: tu
     pyplot.close(figure)
 
 
-def _parser(parser_class: Any) -> Any:
-    parser = parser_class(
+def _parser() -> Parser:
+    parser = Parser(
         "python -m moshi_mlx.convert compare", description="How far model B is from model A over the same tokens."
     )
     parser.add_argument("a", metavar="A", help="folder or hub id; it hears the sound and talks")
@@ -185,9 +186,9 @@ def _parser(parser_class: Any) -> Any:
     return parser
 
 
-def main(argv: Sequence[str], parser_class: Any) -> int:
+def main(argv: Sequence[str]) -> int:
     """`compare`: prints the table, draws the picture and returns the exit status."""
-    arguments = _parser(parser_class).parse_args(argv)
+    arguments = _parser().parse_args(argv)
     plot = _plot_path(arguments.plot)
     if not 0 <= arguments.seed < 2**64:
         raise InputError(f"--seed: got {arguments.seed}, expected a whole number from 0 to 2**64 - 1")

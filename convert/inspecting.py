@@ -6,9 +6,9 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from moshi_mlx import hub
+from moshi_mlx.arguments import Parser
 from moshi_mlx.checkpoint import LAYOUTS, Checkpoint, open_checkpoint
 from moshi_mlx.preflight import size
 from moshi_mlx.quantization import PARTS, Quantization
@@ -122,9 +122,9 @@ def checksums(files: Sequence[Path]) -> dict[Path, str]:
     return sums
 
 
-def main(argv: Sequence[str], parser_class: Any) -> int:
+def main(argv: Sequence[str]) -> int:
     """`inspect`: prints and returns the exit status."""
-    parser = parser_class("python -m moshi_mlx.convert inspect", description="What a checkpoint is.")
+    parser = Parser("python -m moshi_mlx.convert inspect", description="What a checkpoint is.")
     parser.add_argument("folder", metavar="FOLDER_OR_HUB_ID")
     parser.add_argument("--no-checksum", action="store_true", help="do not read the files for their checksums")
     arguments = parser.parse_args(argv)

@@ -8,7 +8,9 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from .arguments import Parser
 
 PROGRAM = "moshi_mlx.local"
 HUB_SUFFIXES = {4: "q4", 8: "q8", 16: "bf16"}
@@ -25,11 +27,6 @@ recorded or written by then is kept.
 exit status: 0 at the end of the input, after --steps, or when a key or Ctrl-C ends a live conversation; 2 on an error,
 and then no output file is written; 130 when Ctrl-C ends anything else.
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: error: {message} (--help shows the options)\n")
 
 
 def _number(kind: type, least: float, below: float = math.inf) -> Callable[[str], Any]:
@@ -49,7 +46,7 @@ def _number(kind: type, least: float, below: float = math.inf) -> Callable[[str]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         f"python -m {PROGRAM}",
         description="Talk with Moshi.",
         epilog=EPILOG,

@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers
 import numpy as np
 
+from ..arguments import Parser
 from ..errors import ConfigError
 
 PROGRAM = "moshi_mlx.train"
@@ -128,11 +129,6 @@ def _check(f: dataclasses.Field[Any], value: Any) -> None:
         raise ConfigError(f"{f.name} is {value!r}, expected more than {above}")
     if "choices" in f.metadata and value not in f.metadata["choices"]:
         raise ConfigError(f"{f.name} is {value!r}, expected one of {', '.join(f.metadata['choices'])}")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help shows the options)\n")
 
 
 def parser() -> argparse.ArgumentParser:
