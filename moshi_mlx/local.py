@@ -191,6 +191,9 @@ class Talk:
         """Runs until the input ends, a key or Ctrl-C; what was written is kept if there was a frame."""
         if self.live:
             self.say("talk now; Ctrl-C ends the conversation")
+        if self.arguments.input == options.DEMO_INPUT:
+            self.say(f"you: {options.DEMO_TEXT.read_text().strip()}")
+            self.say("Moshi:")
         self.interrupts.handle(self.quit)
         actions = {"m": self._mute, "r": self.controls.reset, "q": self.quit}
         with Keys(actions if self.live else {}) as keys, contextlib.ExitStack() as shown:

@@ -16,6 +16,7 @@ PROGRAM = "moshi_mlx.local"
 HUB_SUFFIXES = {4: "q4", 8: "q8", 16: "bf16"}
 DEMO_MODEL = Path(__file__).parent / "assets" / "miniature"
 DEMO_INPUT = Path(__file__).parent / "assets" / "question.flac"
+DEMO_TEXT = DEMO_INPUT.with_suffix(".txt")
 DEMO_OUTPUT = Path("reply.wav")
 
 EPILOG = """\

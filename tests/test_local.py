@@ -153,6 +153,15 @@ def test_demo_takes_the_package_s_model_and_question(model, sound, monkeypatch):
     assert len(written("reply.wav")) == len(sound) + 3 * RATE
 
 
+def test_demo_prints_the_question(model, sound, monkeypatch, capsys):
+    monkeypatch.setattr(options, "DEMO_INPUT", Path("in.wav"))
+    question = options.DEMO_TEXT.read_text().strip()
+    local.main(["--demo"])
+    assert f"you: {question}\nMoshi:\n" in capsys.readouterr().err
+    local.main(["--demo", "--input", str(QUESTION), "--output", "out.wav"])
+    assert "you:" not in capsys.readouterr().err
+
+
 def test_demo_with_a_sound_of_one_s_own(model, sound):
     assert local.main(["--demo", *IN_OUT, "--tail", "0"]) == 0
     assert sorted(os.listdir()) == ["in.wav", "out.wav"]

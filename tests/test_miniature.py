@@ -15,14 +15,14 @@ import soundfile
 from mlx.utils import tree_flatten, tree_map
 
 import moshi_mlx
-from bench.miniature import codec, codec_data, dialogues, language, losses, script, ship
+from bench.miniature import codec, codec_data, dialogues, language, live, losses, script, ship
 from bench.miniature.__main__ import main as miniature_main
 from bench.miniature.codec_model import causal_conv, elu, initialize, reconstruct, strided_conv
 from bench.miniature.evaluate import Heard, aligned, ask, gave_way, is_silent, plain, score
 from bench.miniature.files import save_whole
 from bench.miniature.sizes import CLIP_FRAMES, CODEC, LANGUAGE
 from bench.miniature.training import Curve, Recipe, plot_curves, read_curve
-from moshi_mlx import conv
+from moshi_mlx import conv, writing
 from moshi_mlx.config import MimiConfig
 from moshi_mlx.conv import CausalConv, StridedConv
 from moshi_mlx.duplex import DuplexSampling
@@ -389,6 +389,22 @@ def test_model_is_asked_frame_by_frame(untrained, eager):
     np.testing.assert_allclose(one.sound, heard, atol=1e-4)
 
 
+@speaking
+def test_live_answers_are_those_of_a_session(untrained, tmp_path):
+    """Through the command line, one rendering after the other."""
+    renderings = [r._replace(sound=r.sound[: n * 1920]) for n, r in zip((5, 3), dialogues.held_out(2), strict=True)]
+    writing.save(untrained, tmp_path / "model")
+    heard = live.ask(tmp_path / "model", renderings)
+    session = moshi_mlx.load(tmp_path / "model").session(seed=0)
+    frames = [session.step(part) for r in renderings for part in r.sound.reshape(-1, 1920)]
+    assert [len(one.tokens) for one in heard] == [6, 4]
+    assert [token for one in heard for token in one.tokens[1:]] == [frame.text_token for frame in frames]
+    said = np.concatenate([np.zeros(1920) if frame.pcm is None else frame.pcm for frame in frames])
+    np.testing.assert_allclose(np.concatenate([one.sound for one in heard]), said, atol=1e-4)
+    with pytest.raises(MoshiError, match="nowhere"):
+        live.ask(tmp_path / "nowhere", renderings)
+
+
 def test_curve_is_a_plain_table(tmp_path):
     Curve(tmp_path / "a.csv", 1, 0).add(1, {"loss": 0.5, "norm": 2.0})
     with (tmp_path / "a.csv").open() as file:
@@ -427,21 +443,23 @@ def test_from_codec_to_shipped_folder(trained, eager, monkeypatch):
     monkeypatch.setattr(dialogues, "held_out", lambda count: [short])
     monkeypatch.setattr(dialogues, "interruptions", lambda: [short._replace(start=-0.7)])
     found = ship.scores(trained, said.append)
-    assert list(found) == ["float32 greedy", "float32", "q8", "q4", "codec"]
-    assert json.loads((trained / "scores.json").read_text())["q4"]["asked"] == 1
+    assert list(found) == ["float32 greedy", "float32", "q8", "q4", "q8 live", "q4 live", "codec"]
+    assert json.loads((trained / "scores.json").read_text())["q4 live"]["asked"] == 1
     for picture in ("spectrograms.png", "codec.png", "codec-stoi.png"):
         assert (trained / picture).read_bytes().startswith(b"\x89PNG")
-    target = trained / "assets"
-    ship.export(trained, target, said.append)
+    assets = trained / "assets"
+    assets.mkdir()
+    ship.export(trained, assets, said.append)
     assert "MB with the question" in said[-1]
-    assert sum(file.stat().st_size for file in target.iterdir()) < ship.MOST_BYTES
-    full, shipped = (moshi_mlx.load(path) for path in (trained / "language" / "checkpoint", target))
+    assert sorted(path.name for path in assets.iterdir()) == ["miniature", "question.flac", "question.txt"]
+    assert sum(file.stat().st_size for file in assets.rglob("*")) < ship.MOST_BYTES
+    full, shipped = (moshi_mlx.load(path) for path in (trained / "language" / "checkpoint", assets / "miniature"))
     sound = 0.1 * mx.random.normal((1, 4 * 1920))
     codes = [np.array(model.audio_encoder.encode(sound).audio_codes) for model in (full, shipped)]
     np.testing.assert_array_equal(*codes)
     monkeypatch.setattr(ship, "MOST_BYTES", 1000)
     with pytest.raises(MoshiError, match="at most 1000"):
-        ship.export(trained, target, said.append)
+        ship.export(trained, assets, said.append)
 
 
 def test_command_line_says_what_is_missing(tmp_path, monkeypatch, capsys):

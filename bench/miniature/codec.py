@@ -19,7 +19,7 @@ from .scores import stoi
 from .sizes import CLIP_FRAMES, CODEC
 from .training import Curve, Losses, Recipe, Trainer
 
-RECIPE = Recipe(steps=8000)
+RECIPE = Recipe(steps=4000)
 DECAY = 0.98  # of what is known of a codebook, each step
 RESTART_EVERY, RESTARTED = 20, 16
 UNUSED = 0.02  # times a step; the average is 8 x 12 frames / 256 entries = 0.375
@@ -37,11 +37,11 @@ def loss(model: MimiModel, sound: mx.array) -> tuple[Losses, tuple[mx.array, mx.
     return parts, (coded.codes, coded.residuals)
 
 
-def clips(sound: np.ndarray, rng: np.random.Generator, batch: int) -> mx.array:
+def clips(sound: np.ndarray, rng: np.random.Generator, batch: int) -> np.ndarray:
     """Random clips of a long int16 sound: float32 [batch, CLIP_FRAMES frames of 80 ms]."""
     length = CLIP_FRAMES * CODEC.frame_size
     starts = rng.integers(0, len(sound) - length, batch)
-    return mx.array(np.stack([sound[start : start + length] for start in starts]).astype(np.float32) / 32767)
+    return np.stack([sound[start : start + length] for start in starts]).astype(np.float32) / 32767
 
 
 class Codebooks:
@@ -89,7 +89,7 @@ class CodecTrainer(Trainer):
 
     def begin(self) -> None:
         """Codebooks from what the untrained encoder makes of the first clips, each of what those before it leave."""
-        batch = clips(self.sound, self.recipe.random(0), 4 * self.recipe.batch)
+        batch = mx.array(clips(self.sound, self.recipe.random(0), 4 * self.recipe.batch))
         for k, sums in enumerate(self.codebooks.sums):
             residual = np.array(reconstruct(self.model, batch).residuals)[k].reshape(-1, sums.shape[-1])
             sums[:] = residual[self.recipe.random(k).choice(len(residual), len(sums), len(residual) < len(sums))]
@@ -98,11 +98,13 @@ class CodecTrainer(Trainer):
     def advance(self) -> dict[str, float]:
         """A step of the networks, then of the codebooks."""
         rng = self.recipe.random(self.step_number)
-        losses, (codes, residuals) = self.step(clips(self.sound, rng, self.recipe.batch))
-        self.codebooks.learn(np.array(codes), np.array(residuals))
+        losses, shares = self.step(clips(self.sound, rng, self.recipe.batch))
+        codes = np.concatenate([np.array(codes) for codes, _ in shares])
+        residuals = np.concatenate([np.array(residuals) for _, residuals in shares], axis=1)
+        self.codebooks.learn(codes, residuals)
         losses["unused"] = float((self.codebooks.usage < UNUSED).mean())
         if self.step_number % RESTART_EVERY == 0:
-            self.codebooks.restart(np.array(residuals), rng)
+            self.codebooks.restart(residuals, rng)
         self.model.quantizer.embedding = self.codebooks.entries()
         return losses
 

@@ -191,3 +191,9 @@ def _interruption(first: Exchange, second: Exchange, rng: random.Random, after: 
     sound[before : before + len(questions[0])] = questions[0]
     sound[at:end] = questions[1]
     return Rendering(second, sound, at / SAMPLE_RATE, end / SAMPLE_RATE)
+
+
+def demonstration() -> tuple[str, np.ndarray]:
+    """The question that ships for --demo, in a voice that was not trained on: its text, and its sound float32 [T]."""
+    text, before = "Hello, Moshi. What is two plus three?", np.zeros(SAMPLE_RATE // 2, np.float32)
+    return text, np.concatenate([before, speak(text, Voice("en-us", 165, 45)).sound])

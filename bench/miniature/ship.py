@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import soundfile
 from mlx.utils import tree_map
 from moshi_mlx.convert import cli
 
 import moshi_mlx
-from moshi_mlx import writing
+from moshi_mlx import options, writing
 from moshi_mlx.duplex import DuplexSampling
 from moshi_mlx.errors import MoshiError
 from moshi_mlx.finding import MIMI_NAME
@@ -21,9 +22,11 @@ from moshi_mlx.mimi import MimiModel
 from moshi_mlx.train import __main__ as trainer
 from moshi_mlx.train.saving import CHECKPOINT_NAME, STATE_NAME
 
-from . import codec, dialogues, evaluate, language
-from .codec_data import held_out_sound
+from . import codec, dialogues, evaluate, language, live
+from .codec_data import held_out_sound, to_int16
+from .dialogues import Rendering
 from .files import load_whole, save_whole
+from .speech import SAMPLE_RATE
 from .training import plot_curves
 
 Say = Callable[[str], None]
@@ -81,26 +84,30 @@ def _halve_codec(path: Path) -> None:
     save_whole(path, {name: value.astype(mx.bfloat16) for name, value in tensors.items()}, metadata)
 
 
+Asking = Callable[[Path, list[Rendering]], list[evaluate.Heard]]
+
+
 def scores(folder: Path, say: Say = print, renderings: int = RENDERINGS) -> dict[str, Any]:
     """How every form answers held-out questions and the codec alone sounds, to folder/scores.json, with pictures."""
-    asked, interrupting, found = dialogues.held_out(renderings), dialogues.interruptions(), {}
-    full = folder / "language" / CHECKPOINT_NAME
-    forms = {
-        "float32 greedy": (full, evaluate.GREEDY),
-        "float32": (full, DuplexSampling()),
-        "q8": (quantized(folder, 8), DuplexSampling()),
-        "q4": (quantized(folder, 4), DuplexSampling()),
+    full, q8, q4 = folder / "language" / CHECKPOINT_NAME, quantized(folder, 8), quantized(folder, 4)
+    forms: dict[str, tuple[Path, Asking]] = {
+        "float32 greedy": (full, _together(evaluate.GREEDY)),
+        "float32": (full, _together(DuplexSampling())),
+        "q8": (q8, _together(DuplexSampling())),
+        "q4": (q4, _together(DuplexSampling())),
+        "q8 live": (q8, live.ask),
+        "q4 live": (q4, live.ask),
     }
-    for name, (path, sampling) in forms.items():
-        model = moshi_mlx.load(path)
-        heard = evaluate.ask(model, asked, sampling)
+    asked, interrupting, found = dialogues.held_out(renderings), dialogues.interruptions(), {}
+    for name, (path, ask) in forms.items():
+        model, heard = moshi_mlx.load(path), ask(path, asked)
         result = evaluate.score(model, asked, heard)
-        said = evaluate.ask(model, interrupting, sampling)
-        gave_way = sum(evaluate.gave_way(model, *pair) for pair in zip(said, interrupting, strict=True))
-        found[name] = result._asdict() | {"interrupted": len(said), "gave_way": gave_way}
+        pairs = list(zip(ask(path, interrupting), interrupting, strict=True))
+        gave_way = sum(evaluate.gave_way(model, *pair) for pair in pairs)
+        found[name] = result._asdict() | {"interrupted": len(pairs), "gave_way": gave_way}
         say(
             f"{name}: {result.answered} of {result.asked} answered, {result.silent} silent, STOI {result.stoi:.3f}, "
-            f"gave way to {gave_way} of {len(said)} interruptions"
+            f"gave way to {gave_way} of {len(pairs)} interruptions"
         )
         if name == "q8":
             evaluate.picture(asked[0], heard[0], folder / "spectrograms.png")
@@ -111,6 +118,10 @@ def scores(folder: Path, say: Say = print, renderings: int = RENDERINGS) -> dict
     return found
 
 
+def _together(sampling: DuplexSampling) -> Asking:
+    return lambda path, renderings: evaluate.ask(moshi_mlx.load(path), renderings, sampling)
+
+
 def draw_codec(folder: Path) -> None:
     """The codec's curves, to folder/codec.png and codec-stoi.png."""
     _, curve, scored = codec.FILES
@@ -118,12 +129,17 @@ def draw_codec(folder: Path) -> None:
     plot_curves({"STOI, held out": ["stoi"]}, folder / scored, folder / "codec-stoi.png")
 
 
-def export(folder: Path, target: Path = ASSETS / "miniature", say: Say = print) -> None:
-    """The 8-bit form to `target`, if it is small enough."""
+def export(folder: Path, assets: Path = ASSETS, say: Say = print) -> None:
+    """The 8-bit form and the demo's question to `assets`, if together they are small enough."""
     made = quantized(folder, 8)
-    size = sum(file.stat().st_size for file in made.iterdir()) + (ASSETS / "question.flac").stat().st_size
+    text, sound = dialogues.demonstration()
+    question = made / options.DEMO_INPUT.name
+    soundfile.write(question, to_int16(sound), SAMPLE_RATE)
+    size = sum(file.stat().st_size for file in made.iterdir())
     if size > MOST_BYTES:
         raise MoshiError(f"{made}: {size} bytes with the question, expected at most {MOST_BYTES}")
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(made, target)
-    say(f"{target}: {size / 1e6:.2f} MB with the question")
+    question.rename(assets / options.DEMO_INPUT.name)
+    (assets / options.DEMO_TEXT.name).write_text(text + "\n")
+    shutil.rmtree(assets / options.DEMO_MODEL.name, ignore_errors=True)
+    shutil.copytree(made, assets / options.DEMO_MODEL.name)
+    say(f"{assets}: {size / 1e6:.2f} MB with the question")

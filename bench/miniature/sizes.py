@@ -16,5 +16,7 @@ CODEC = MimiConfig.from_kyutai(CODEC_JSON, "the miniature's codec")
 
 # Narrow gated layers, so that language model and codec fit into 12 MB together; whole groups of 64 for quantization.
 LANGUAGE_JSON = lm_config(256, 4, 128, 2, PIECES, ENTRIES) | {"hidden_scale": 3.0, "depformer_dim_feedforward": 192}
-LANGUAGE_JSON |= {"context": 500}
+# Longer than a question and its answer, and full in half of every training segment, so that a long conversation is
+# like what was trained on.
+LANGUAGE_JSON |= {"context": 100}
 LANGUAGE = MoshiConfig.from_kyutai(LANGUAGE_JSON, "the miniature", CODEC)

@@ -6,10 +6,13 @@ through the same losses as one that was not.
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers
 import numpy as np
+from mlx.utils import tree_map
 
 from moshi_mlx.state import flatten, unflatten
 
@@ -37,6 +41,7 @@ class Recipe:
     warm_up: int = 100
     floor: float = 0.05
     batch: int = 8
+    workers: int = 2  # the batch is a multiple of it
     seed: int = 0
     save_every: int = 100
     report_every: int = 25
@@ -51,10 +56,41 @@ class Recipe:
         return np.random.default_rng([self.seed, step])
 
 
+class _Worker:
+    """Losses and gradients of a share of every batch, in a thread and on a model of its own."""
+
+    def __init__(self, model: nn.Module, loss: Callable[..., tuple[Losses, Any]]) -> None:
+        self._model, self._loss = copy.deepcopy(model), loss
+        self._thread, self._stream = ThreadPoolExecutor(1), mx.new_thread_local_stream(mx.default_device())
+        self._compiled = mx.compile(self._gradients)
+        weakref.finalize(self, self._thread.shutdown)
+
+    def start(self, weights: Any, trainable: Any, share: list[np.ndarray]) -> Future[Any]:
+        return self._thread.submit(self._work, weights, trainable, share)
+
+    def _work(self, weights: Any, trainable: Any, share: list[np.ndarray]) -> Any:
+        with mx.stream(self._stream):
+            done = self._compiled(weights, trainable, *map(mx.array, share))
+            mx.eval(done)
+        return done
+
+    def _gradients(self, weights: Any, trainable: Any, *batch: mx.array) -> Any:
+        self._model.update(weights)
+
+        def minimized(trainable: Any) -> tuple[mx.array, Any]:
+            self._model.update(trainable)
+            losses, rest = self._loss(self._model, *batch)
+            return losses["loss"], (losses, rest)
+
+        (_, (losses, rest)), gradients = mx.value_and_grad(minimized)(trainable)
+        return losses, rest, gradients
+
+
 class Trainer:
     """A model, its optimizer and the number of steps done; `extra` is what else must be kept to resume.
 
-    `loss(model, *batch)` gives named losses and anything else that the caller wants of the batch.
+    `loss(model, *batch)` gives named losses and anything else that the caller wants of the batch. Every batch is split
+    among `recipe.workers` threads: MLX's CPU backend computes on one core.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, loss: Callable[..., tuple[Losses, Any]]) -> None:
@@ -63,27 +99,36 @@ class Trainer:
         self.optimizer = mlx.optimizers.AdamW(recipe.rate, betas=list(recipe.betas), weight_decay=0.0)
         self.optimizer.bias_correction = True
         self.optimizer.init(model.trainable_parameters())
+        mx.eval(model.parameters())
+        self._workers = [_Worker(model, loss) for _ in range(recipe.workers)]
         state = [model.state, self.optimizer.state]
 
-        def minimized(*batch: mx.array) -> tuple[mx.array, Any]:
-            losses, rest = loss(model, *batch)
-            return losses["loss"], (losses, rest)
+        def update(gradients: list[Any]) -> mx.array:
+            mean = tree_map(lambda *parts: sum(parts[1:], parts[0]) / len(parts), *gradients)
+            clipped, norm = mlx.optimizers.clip_grad_norm(mean, 1.0)
+            self.optimizer.update(model, clipped)
+            return norm
 
-        def step(*batch: mx.array) -> Any:
-            (_, out), gradients = nn.value_and_grad(model, minimized)(*batch)
-            gradients, norm = mlx.optimizers.clip_grad_norm(gradients, 1.0)
-            self.optimizer.update(model, gradients)
-            return out, norm
+        self._update = mx.compile(update, inputs=state, outputs=state)
 
-        self._step = mx.compile(step, inputs=state, outputs=state)
-
-    def step(self, *batch: mx.array) -> tuple[dict[str, float], Any]:
-        """One step: the losses and the gradient's norm as numbers, and what the loss function gave besides."""
+    def step(self, *batch: np.ndarray) -> tuple[dict[str, float], list[Any]]:
+        """One step: the losses and the gradient's norm as numbers, and what the loss function gave besides, of each
+        worker's share of the batch.
+        """
         self.optimizer.learning_rate = mx.array(self.recipe.rate_at(self.step_number))
-        (losses, rest), norm = self._step(*batch)
-        mx.eval(losses, rest, norm, self.model.state, self.optimizer.state)
+        losses, rests, gradients = zip(*self._work(batch), strict=True)
+        norm = self._update(list(gradients))
+        mx.eval(norm, self.model.state, self.optimizer.state)
         self.step_number += 1
-        return {name: float(value) for name, value in {**losses, "norm": norm}.items()}, rest
+        means = {name: float(np.mean([part[name].item() for part in losses])) for name in losses[0]}
+        return means | {"norm": norm.item()}, list(rests)
+
+    def _work(self, batch: tuple[np.ndarray, ...]) -> list[Any]:
+        shares = zip(*(np.split(rows, len(self._workers)) for rows in batch), strict=True)
+        weights, trainable = self.model.parameters(), self.model.trainable_parameters()
+        mx.eval(weights)
+        jobs = zip(self._workers, shares, strict=True)
+        return [job.result() for job in [worker.start(weights, trainable, list(share)) for worker, share in jobs]]
 
     def save(self, path: Path) -> None:
         tensors = {f"model.{name}": value for name, value in flatten(self.model.parameters())}
