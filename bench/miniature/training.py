@@ -121,7 +121,7 @@ class Trainer:
         mx.eval(norm, self.model.state, self.optimizer.state)
         self.step_number += 1
         means = {name: float(np.mean([part[name].item() for part in losses])) for name in losses[0]}
-        return means | {"norm": norm.item()}, list(rests)
+        return means | {"norm": float(norm)}, list(rests)
 
     def _work(self, batch: tuple[np.ndarray, ...]) -> list[Any]:
         shares = zip(*(np.split(rows, len(self._workers)) for rows in batch), strict=True)
