@@ -423,6 +423,7 @@ def trained(tmp_path, monkeypatch):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(ship.RECIPE.read_text() + "\niters: 2\nbatch_size: 2\nduration_sec: 4\ncompile: false\n")
     monkeypatch.setattr(ship, "RECIPE", recipe)
+    monkeypatch.setattr(ship, "_launch", lambda arguments: ship._run(trainer.main, arguments))
     monkeypatch.setattr(dialogues, "SETS", {"train": 2, "valid": 1})
     dialogues.write(tmp_path, say=lambda line: None)
     (tmp_path / "codec-data").mkdir()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ RECIPE = Path(__file__).with_name("language.yaml")
 ASSETS = Path(moshi_mlx.__file__).parent / "assets"
 MOST_BYTES = 12_000_000  # of all that ships
 RENDERINGS = 100
+PROCESSES = 2  # MLX's CPU backend computes on one core
 
 
 def as_shipped(model: MimiModel) -> MimiModel:
@@ -59,8 +62,17 @@ def train(folder: Path, say: Say = print) -> None:
     _run(trainer.main, ["prepare", f"--model={model}", *parts, f"--output={prepared}"])
     resumed = [f"--resume-adapter-file={run / STATE_NAME}"] if (run / STATE_NAME).exists() else []
     settings = [f"--model={model}", f"--data={prepared}", f"--adapter-path={run}", *resumed]
-    _run(trainer.main, [f"--config={RECIPE}", *settings])
+    _launch([f"--config={RECIPE}", *settings])
     say(f"{run / CHECKPOINT_NAME}: trained")
+
+
+def _launch(arguments: list[str]) -> None:
+    """`moshi_mlx.train` in processes that share every batch."""
+    launcher = Path(sys.executable).with_name("mlx.launch")
+    together = [str(launcher), "-n", str(PROCESSES), "--python", sys.executable, "-m", "moshi_mlx.train"]
+    status = subprocess.run([*together, *arguments]).returncode
+    if status:
+        raise MoshiError(f"{launcher.name}: ended with status {status}")
 
 
 def _run(command: Callable[[list[str]], int], arguments: list[str]) -> None:
