@@ -1,6 +1,7 @@
 """What regenerates the miniature: speech, dialogues, the codec's training, the scores. Everything tiny."""
 
 import csv
+import dataclasses
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from bench.miniature import codec, codec_data, dialogues, language, live, losses
 from bench.miniature.__main__ import main as miniature_main
 from bench.miniature.codec_model import causal_conv, elu, initialize, reconstruct, strided_conv
 from bench.miniature.evaluate import Heard, aligned, ask, gave_way, is_silent, plain, score
-from bench.miniature.files import save_whole
+from bench.miniature.files import load_whole, save_whole
 from bench.miniature.sizes import CLIP_FRAMES, CODEC, LANGUAGE
 from bench.miniature.training import Curve, Recipe, plot_curves, read_curve
 from moshi_mlx import conv, writing
@@ -29,6 +30,7 @@ from moshi_mlx.duplex import DuplexSampling
 from moshi_mlx.errors import MoshiError
 from moshi_mlx.mimi import MimiModel
 from moshi_mlx.sampling import Sampling
+from moshi_mlx.state import flatten
 
 TINY = MimiConfig(
     num_filters=2, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, codebook_size=16,
@@ -146,6 +148,33 @@ def test_codec_resumes_exactly(eager, tmp_path, monkeypatch):
     second.resume(path)
     assert second.step_number == 4
     assert [second.advance() for _ in range(4)] == expected[4:]
+
+
+@pytest.mark.slow
+def test_codec_then_decoder_alone(eager, tmp_path, monkeypatch):
+    """The second phase changes nothing of what makes codes; what was ended in it goes on there."""
+    monkeypatch.setattr(codec, "RECIPE", dataclasses.replace(RECIPE, steps=2))
+    monkeypatch.setattr(codec, "DECODER_RECIPE", dataclasses.replace(RECIPE, steps=4, report_every=1))
+    monkeypatch.setattr(codec, "SCORE_EVERY", 2)
+    save_whole(tmp_path / "codec-data" / "000.safetensors", {"sound": mx.array(tones())})
+    save_whole(tmp_path / "codec-data" / "heldout.safetensors", {"0": mx.array(tones(2))})
+    said = []
+    made = codec.train(tmp_path, said.append)
+    assert [line.split()[1] for line in said if line.startswith("step")] == ["2", "1", "2", "3", "4"]
+    first, last = MimiModel(CODEC), codec.load(tmp_path)
+    tensors, _ = load_whole(tmp_path / "codec.safetensors")
+    first.load_weights([(k.removeprefix("model."), v) for k, v in tensors.items() if k.startswith("model.")])
+    codec.as_shipped(first)
+    same = {name: bool(mx.array_equal(value, dict(flatten(last.parameters()))[name]))
+            for name, value in flatten(first.parameters())}  # fmt: skip
+    hearing = (*codec.HEARING, "quantizer.input_proj", "quantizer.embedding", "quantizer.half_norms")
+    assert all(same[name] for name in same if name.startswith(hearing))
+    assert not any(same[name] for name in same if name.startswith("decoder.layers") and name.endswith("taps.0"))
+    sound = mx.array(tones(1)[None].astype(np.float32) / 32767)
+    np.testing.assert_array_equal(*(np.array(model.encode(sound).audio_codes) for model in (first, last)))
+    np.testing.assert_array_equal(*(np.array(model.decoder.layers[0].bias) for model in (made, last)))
+    codec.train(tmp_path, said.append)
+    assert len(said) == 8
 
 
 def test_codebooks_are_running_means():
@@ -419,17 +448,18 @@ def trained(tmp_path, monkeypatch):
     """A folder with a codec, and a recipe and dialogues of which a test can be made."""
     trainer = codec.CodecTrainer(RECIPE, tones(), CODEC)
     trainer.begin()
-    trainer.save(tmp_path / codec.FILES[0])
+    trainer.save(tmp_path / "decoder.safetensors")
+    trainer.close()
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(ship.RECIPE.read_text() + "\niters: 2\nbatch_size: 2\nduration_sec: 4\ncompile: false\n")
     monkeypatch.setattr(ship, "RECIPE", recipe)
-    monkeypatch.setattr(ship, "_launch", lambda arguments: ship._run(trainer.main, arguments))
+    monkeypatch.setattr(ship, "_launch", lambda arguments: ship._run(ship.trainer.main, arguments))
     monkeypatch.setattr(dialogues, "SETS", {"train": 2, "valid": 1})
     dialogues.write(tmp_path, say=lambda line: None)
-    (tmp_path / "codec-data").mkdir()
     save_whole(tmp_path / "codec-data" / "heldout.safetensors", {"0": mx.array(tones(1))})
-    Curve(tmp_path / "codec.csv", 1, 0).add(1, {"loss": 1.0, "spectral": 0.5, "wave": 0.1})
-    Curve(tmp_path / "codec-scores.csv", 1, 0).add(1, {"stoi": 0.5})
+    for phase in codec.PHASES:
+        Curve(tmp_path / f"{phase}.csv", 1, 0).add(1, {"loss": 1.0, "spectral": 0.5, "wave": 0.1})
+        Curve(tmp_path / f"{phase}-scores.csv", 1, 0).add(1, {"stoi": 0.5})
     return tmp_path
 
 
@@ -446,7 +476,7 @@ def test_from_codec_to_shipped_folder(trained, eager, monkeypatch):
     found = ship.scores(trained, said.append)
     assert list(found) == ["float32 greedy", "float32", "q8", "q4", "q8 live", "q4 live", "codec"]
     assert json.loads((trained / "scores.json").read_text())["q4 live"]["asked"] == 1
-    for picture in ("spectrograms.png", "codec.png", "codec-stoi.png"):
+    for picture in ("spectrograms.png", "codec.png", "decoder-stoi.png"):
         assert (trained / picture).read_bytes().startswith(b"\x89PNG")
     assets = trained / "assets"
     assets.mkdir()

@@ -1,4 +1,7 @@
-"""Train the miniature's codec: `python -m bench.miniature codec FOLDER`."""
+"""Train the miniature's codec: `python -m bench.miniature codec FOLDER`.
+
+All of it first, then the decoder alone for the codes that will be: those of an encoder in the shipped weights.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map
 
 from moshi_mlx.config import MimiConfig
 from moshi_mlx.mimi import MimiModel
@@ -20,11 +24,13 @@ from .sizes import CLIP_FRAMES, CODEC
 from .training import Curve, Losses, Recipe, Trainer
 
 RECIPE = Recipe(steps=4000)
+DECODER_RECIPE = Recipe(steps=2000, rate=5e-4, seed=1)
 DECAY = 0.98  # of what is known of a codebook, each step
 RESTART_EVERY, RESTARTED = 20, 16
 UNUSED = 0.02  # times a step; the average is 8 x 12 frames / 256 entries = 0.375
 SCORE_EVERY, SCORED = 500, 12
-FILES = ("codec.safetensors", "codec.csv", "codec-scores.csv")
+PHASES = ("codec", "decoder")  # files of each: NAME.safetensors, NAME.csv, NAME-scores.csv
+HEARING = ("encoder", "encoder_transformer", "downsample")
 
 
 def loss(model: MimiModel, sound: mx.array) -> tuple[Losses, tuple[mx.array, mx.array]]:
@@ -118,6 +124,24 @@ class CodecTrainer(Trainer):
             self.codebooks = Codebooks(*(np.array(self.extra[name]) for name in ("usage", "sums")))
 
 
+class DecoderTrainer(Trainer):
+    """What makes codes of sound stays as it is."""
+
+    model: MimiModel
+
+    def __init__(self, recipe: Recipe, sound: np.ndarray, model: MimiModel) -> None:
+        for name in HEARING:
+            model[name].freeze()
+        model.quantizer.freeze(keys=["half_norms", "embedding"], recurse=False)
+        model.quantizer.input_proj.freeze()
+        super().__init__(model, recipe, loss)
+        self.sound = sound
+
+    def advance(self) -> dict[str, float]:
+        losses, _ = self.step(clips(self.sound, self.recipe.random(self.step_number), self.recipe.batch))
+        return losses
+
+
 def ready(model: MimiModel) -> MimiModel:
     """The model with what is derived of its codebooks, for the codec's own methods."""
     model.quantizer.half_norms = 0.5 * mx.square(model.quantizer.embedding).sum(axis=-1)
@@ -135,15 +159,28 @@ def through(model: MimiModel, sound: np.ndarray) -> np.ndarray:
     return np.array(model.decode(codes).audio_values)[0, 0, : len(sound)]
 
 
-def train(folder: Path, recipe: Recipe = RECIPE, say: Callable[[str], None] = print) -> MimiModel:
+def as_shipped(model: MimiModel) -> MimiModel:
+    """The codec with weights that bfloat16 holds exactly, so that what is trained on its codes hears the same later."""
+    model.update(tree_map(lambda value: value.astype(mx.bfloat16).astype(mx.float32), model.parameters()))
+    return ready(model)
+
+
+def train(folder: Path, say: Callable[[str], None] = print) -> MimiModel:
     """Train in `folder`, from where an earlier run there was ended; the model afterwards."""
-    weights, curve_file, scores_file = (folder / name for name in FILES)
-    trainer = CodecTrainer(recipe, training_sound(folder))
-    trainer.begin()
+    sound = training_sound(folder)
+    whole = CodecTrainer(RECIPE, sound)
+    whole.begin()
+    _run(folder, PHASES[0], whole, say)
+    decoder = DecoderTrainer(DECODER_RECIPE, sound, as_shipped(whole.model))
+    _run(folder, PHASES[1], decoder, say)
+    return as_shipped(decoder.model)
+
+
+def _run(folder: Path, name: str, trainer: CodecTrainer | DecoderTrainer, say: Callable[[str], None]) -> None:
+    recipe, weights, held_out = trainer.recipe, folder / f"{name}.safetensors", held_out_sound(folder)
     trainer.resume(weights)
-    held_out = held_out_sound(folder)
-    curve = Curve(curve_file, recipe.report_every, trainer.step_number)
-    scores = Curve(scores_file, 1, trainer.step_number)
+    curve = Curve(folder / f"{name}.csv", recipe.report_every, trainer.step_number)
+    scores = Curve(folder / f"{name}-scores.csv", 1, trainer.step_number)
     while trainer.step_number < recipe.steps:
         losses = trainer.advance()
         row = curve.add(trainer.step_number, losses)
@@ -154,12 +191,12 @@ def train(folder: Path, recipe: Recipe = RECIPE, say: Callable[[str], None] = pr
             say(str(scores.add(trainer.step_number, values)))
         if trainer.step_number % recipe.save_every == 0 or trainer.step_number == recipe.steps:
             trainer.save(weights)
-    return ready(trainer.model)
+    trainer.close()
 
 
 def load(folder: Path) -> MimiModel:
-    """The codec as it was last saved in `folder`."""
+    """The trained codec, as it ships."""
     model = MimiModel(CODEC)
-    tensors, _ = load_whole(folder / FILES[0])
+    tensors, _ = load_whole(folder / f"{PHASES[1]}.safetensors")
     model.load_weights([(k.removeprefix("model."), v) for k, v in tensors.items() if k.startswith("model.")])
-    return ready(model)
+    return as_shipped(model)

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 def save_whole(path: Path, tensors: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:
     """Written under another name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name("unfinished-" + path.name)
     mx.save_safetensors(str(unfinished), tensors, metadata or {})
     unfinished.rename(path)

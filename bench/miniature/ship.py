@@ -12,7 +12,6 @@ from typing import Any
 
 import mlx.core as mx
 import soundfile
-from mlx.utils import tree_map
 from moshi_mlx.convert import cli
 
 import moshi_mlx
@@ -20,7 +19,6 @@ from moshi_mlx import options, writing
 from moshi_mlx.duplex import DuplexSampling
 from moshi_mlx.errors import MoshiError
 from moshi_mlx.finding import MIMI_NAME
-from moshi_mlx.mimi import MimiModel
 from moshi_mlx.train import __main__ as trainer
 from moshi_mlx.train.saving import CHECKPOINT_NAME, STATE_NAME
 
@@ -39,19 +37,11 @@ RENDERINGS = 100
 PROCESSES = 2  # MLX's CPU backend computes on one core
 
 
-def as_shipped(model: MimiModel) -> MimiModel:
-    """The codec with weights that bfloat16 holds exactly, so that what is trained on its codes hears the same later."""
-    books = model.quantizer
-    model.update(tree_map(lambda value: value.astype(mx.bfloat16).astype(mx.float32), model.parameters()))
-    books.half_norms = 0.5 * mx.square(books.embedding).sum(axis=-1)
-    return model
-
-
 def base(folder: Path) -> Path:
     """folder/base: the trained codec, the tokenizer and a language model that knows nothing yet, in float32."""
     path = folder / "base"
     if not path.exists():
-        writing.save(language.new(as_shipped(codec.load(folder))), path)
+        writing.save(language.new(codec.load(folder)), path)
     return path
 
 
@@ -135,10 +125,12 @@ def _together(sampling: DuplexSampling) -> Asking:
 
 
 def draw_codec(folder: Path) -> None:
-    """The codec's curves, to folder/codec.png and codec-stoi.png."""
-    _, curve, scored = codec.FILES
-    plot_curves({"loss": ["loss", "spectral"], "waveform": ["wave"]}, folder / curve, folder / "codec.png")
-    plot_curves({"STOI, held out": ["stoi"]}, folder / scored, folder / "codec-stoi.png")
+    """The codec's curves, those of both phases: folder/codec.png, decoder.png and their -stoi.png."""
+    for name in codec.PHASES:
+        plot_curves(
+            {"loss": ["loss", "spectral"], "waveform": ["wave"]}, folder / f"{name}.csv", folder / f"{name}.png"
+        )
+        plot_curves({"STOI, held out": ["stoi"]}, folder / f"{name}-scores.csv", folder / f"{name}-stoi.png")
 
 
 def export(folder: Path, assets: Path = ASSETS, say: Say = print) -> None:

@@ -10,7 +10,6 @@ import copy
 import csv
 import math
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,7 +62,11 @@ class _Worker:
         self._model, self._loss = copy.deepcopy(model), loss
         self._thread, self._stream = ThreadPoolExecutor(1), mx.new_thread_local_stream(mx.default_device())
         self._compiled = mx.compile(self._gradients)
-        weakref.finalize(self, self._thread.shutdown)
+
+    def close(self) -> None:
+        """End the thread, and before it what MLX runs for it."""
+        self._thread.submit(mx.clear_streams).result()
+        self._thread.shutdown()
 
     def start(self, weights: Any, trainable: Any, share: list[np.ndarray]) -> Future[Any]:
         return self._thread.submit(self._work, weights, trainable, share)
@@ -90,7 +93,7 @@ class Trainer:
     """A model, its optimizer and the number of steps done; `extra` is what else must be kept to resume.
 
     `loss(model, *batch)` gives named losses and anything else that the caller wants of the batch. Every batch is split
-    among `recipe.workers` threads: MLX's CPU backend computes on one core.
+    among `recipe.workers` threads, which `close` ends: MLX's CPU backend computes on one core.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, loss: Callable[..., tuple[Losses, Any]]) -> None:
@@ -98,7 +101,7 @@ class Trainer:
         self.extra: dict[str, mx.array] = {}
         self.optimizer = mlx.optimizers.AdamW(recipe.rate, betas=list(recipe.betas), weight_decay=0.0)
         self.optimizer.bias_correction = True
-        self.optimizer.init(model.trainable_parameters())
+        self.optimizer.init(_trainable(model))
         mx.eval(model.parameters())
         self._workers = [_Worker(model, loss) for _ in range(recipe.workers)]
         state = [model.state, self.optimizer.state]
@@ -123,9 +126,13 @@ class Trainer:
         means = {name: float(np.mean([part[name].item() for part in losses])) for name in losses[0]}
         return means | {"norm": float(norm)}, list(rests)
 
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+
     def _work(self, batch: tuple[np.ndarray, ...]) -> list[Any]:
         shares = zip(*(np.split(rows, len(self._workers)) for rows in batch), strict=True)
-        weights, trainable = self.model.parameters(), self.model.trainable_parameters()
+        weights, trainable = self.model.parameters(), _trainable(self.model)
         mx.eval(weights)
         jobs = zip(self._workers, shares, strict=True)
         return [job.result() for job in [worker.start(weights, trainable, list(share)) for worker, share in jobs]]
@@ -146,6 +153,11 @@ class Trainer:
             self.optimizer.state[name] = value
         self.extra = dict(_under("extra.", tensors))
         self.step_number = int(metadata["step"])
+
+
+def _trainable(model: nn.Module) -> Any:
+    """MLX's own tree has empty places for frozen lists, which no update takes."""
+    return unflatten(flatten(model.trainable_parameters()))
 
 
 def _under(prefix: str, tensors: dict[str, mx.array]) -> list[tuple[str, mx.array]]:
