@@ -493,6 +493,13 @@ def test_from_codec_to_shipped_folder(trained, eager, monkeypatch):
         ship.export(trained, assets, said.append)
 
 
+def test_processes_end_together(monkeypatch, capfd):
+    ship._launch(["--help"])
+    assert capfd.readouterr().out.count("usage: ") == ship.PROCESSES
+    with pytest.raises(MoshiError, match="status 2"):
+        ship._launch(["--model=nowhere", "--data=nowhere"])
+
+
 def test_command_line_says_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench.miniature", "codec", str(tmp_path)])
     assert miniature_main() == 2

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ RECIPE = Path(__file__).with_name("language.yaml")
 ASSETS = Path(moshi_mlx.__file__).parent / "assets"
 MOST_BYTES = 12_000_000  # of all that ships
 RENDERINGS = 100
-PROCESSES = 2  # MLX's CPU backend computes on one core
+PROCESSES, PORT = 2, 32323  # MLX's CPU backend computes on one core
 
 
 def base(folder: Path) -> Path:
@@ -57,12 +60,24 @@ def train(folder: Path, say: Say = print) -> None:
 
 
 def _launch(arguments: list[str]) -> None:
-    """`moshi_mlx.train` in processes that share every batch."""
-    launcher = Path(sys.executable).with_name("mlx.launch")
-    together = [str(launcher), "-n", str(PROCESSES), "--python", sys.executable, "-m", "moshi_mlx.train"]
-    status = subprocess.run([*together, *arguments]).returncode
+    """`moshi_mlx.train` in processes that share every batch: what mlx.launch does, whose own loop takes half a core."""
+    command = [sys.executable, "-m", "moshi_mlx.train", *arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        hosts = Path(folder, "hosts.json")
+        hosts.write_text(json.dumps([[f"127.0.0.1:{PORT + rank}"] for rank in range(PROCESSES)]))
+        places = [os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} for rank in range(PROCESSES)]
+        processes = [subprocess.Popen(command, env=place) for place in places]
+        try:
+            while all(process.poll() is None for process in processes):
+                time.sleep(0.5)
+            status = max(abs(process.returncode or 0) for process in processes)
+            if not status:  # one has ended well, the others will
+                status = max(abs(process.wait()) for process in processes)
+        finally:
+            for process in processes:
+                process.kill()
     if status:
-        raise MoshiError(f"{launcher.name}: ended with status {status}")
+        raise MoshiError(f"moshi_mlx.train: ended with status {status}")
 
 
 def _run(command: Callable[[list[str]], int], arguments: list[str]) -> None:
