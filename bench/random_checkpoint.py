@@ -1,9 +1,8 @@
-"""Write a checkpoint of random weights in Kyutai's MLX layout, with codec and tokenizer: for benchmarks and the demo.
+"""Write a checkpoint of random weights in Kyutai's MLX layout, with codec and tokenizer: for benchmarks.
 
     python -m bench.random_checkpoint 7b moshi-random-q4 --bits 4
-    python -m bench.random_checkpoint miniature moshi_mlx/assets/miniature
 
-Sizes: miniature (what ships for --demo), tiny, mid (1.57 GB of float32), 7b (Moshi). Seeded: the same bytes every time.
+Sizes: small (3 MB, codec included), tiny, mid (1.57 GB of float32), 7b (Moshi). Seeded: the same bytes every time.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def mimi_config(filters: int, dim: int, layers: int, hidden: int, entries: int, 
 
 FULL_MIMI = mimi_config(64, 512, 8, 2048, 2048, 256, 32)
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "miniature": (lm_config(64, 2, 64, 2, 256, 64), mimi_config(4, 64, 2, 128, 64, 32, 8)),
+    "small": (lm_config(64, 2, 64, 2, 256, 64), mimi_config(4, 64, 2, 128, 64, 32, 8)),
     "tiny": (lm_config(64, 2, 64, 6, 512, 2048), FULL_MIMI),
     "mid": (lm_config(1024, 8, 512, 6, 32000, 2048), FULL_MIMI),
     "7b": (lm_config(4096, 32, 1024, 6, 32000, 2048), FULL_MIMI),
@@ -215,9 +214,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    mimi_dtype = mx.bfloat16 if arguments.size == "miniature" else mx.float32
+    mimi_dtype = mx.bfloat16 if arguments.size == "small" else mx.float32
     dtype = getattr(mx, arguments.dtype)
-    if arguments.bits and arguments.size in ("miniature", "tiny"):
+    if arguments.bits and arguments.size in ("small", "tiny"):
         parser.error(f"--bits: the matrices of {arguments.size} are no whole groups of quantization; take mid or 7b")
     write(arguments.folder, arguments.size, arguments.bits, dtype, mimi_dtype, arguments.seed)
     total = sum(file.stat().st_size for file in arguments.folder.iterdir())

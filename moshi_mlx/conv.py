@@ -15,24 +15,6 @@ import mlx.nn as nn
 from .state import State
 
 
-def elu(x: mx.array) -> mx.array:
-    """ELU with alpha 1, to 2e-7.
-
-    MLX's exponential, maximum and minimum go value by value on the CPU and would be a third of a codec frame. There
-    the exponential of |x| is a series for a 32nd of it, doubled five times by expm1(2 y) = expm1(y) (expm1(y) + 2),
-    and max(x, 0) is (x + |x|) / 2: all of it one fused handful of products. (Its gradient ends at x = -88, where
-    exp(|x|) leaves float32.)
-    """
-    if mx.default_device() != mx.Device(mx.cpu):
-        return mx.maximum(x, 0) + mx.expm1(mx.minimum(x, 0))
-    size = mx.abs(x)
-    y = (size - x) * (1 / 64)  # |x| / 32 where x < 0, else 0
-    q = y * (1 + y * (1 / 2 + y * (1 / 6 + y * (1 / 24))))
-    for _ in range(5):
-        q = q * (q + 2)
-    return 0.5 * (x + size) + (1 / (1 + q) - 1)
-
-
 class CausalConv(nn.Module):
     """Convolution of stride 1. taps: kernel x [in, out]; bias [out]; state: tail [B, (kernel - 1) * dilation, in].
 

@@ -16,8 +16,9 @@ import mlx.nn as nn
 import numpy as np
 
 from . import inputs
+from .activations import elu
 from .config import MimiConfig
-from .conv import CausalConv, DepthwiseUpsample, StridedConv, TransposedConv, elu
+from .conv import CausalConv, DepthwiseUpsample, StridedConv, TransposedConv
 from .errors import InputError
 from .initial import Freezable, initialize
 from .outputs import MimiOutput

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from . import cache as caches
 from . import sequence
+from .activations import gelu
 from .config import MoshiConfig, MoshiDepthConfig
 from .errors import InputError
 from .linear import Linear, add_product
@@ -110,7 +111,7 @@ class MLP(nn.Module):
         self.linear2 = Linear(hidden, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.linear2(nn.gelu(self.linear1(x)))
+        return self.linear2(gelu(self.linear1(x)))
 
 
 class LayerScale(nn.Module):

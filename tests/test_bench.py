@@ -138,7 +138,7 @@ def matrix_bytes(config, bits, width):
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_bytes_equal_a_count_by_hand(bits):
     sizes = random_checkpoint.lm_config(256, 2, 256, 3, 512, 64)  # widths of whole groups
-    config = MoshiConfig.from_kyutai(sizes, "small", cases.config_of("miniature").audio_encoder_config)
+    config = MoshiConfig.from_kyutai(sizes, "small", cases.config_of("small").audio_encoder_config)
     model = roofline.weightless(config, bits, mx.float32)
     work = cases.work(model, Spec("lm-step", context="full", frames=1))
     counted = measure.traffic(model, work)
@@ -149,7 +149,7 @@ def test_bytes_equal_a_count_by_hand(bits):
 
 
 def test_operations_are_two_for_each_weight_and_those_of_attention():
-    config = cases.config_of("miniature")
+    config = cases.config_of("small")
     model = roofline.weightless(config, None, mx.float32)
     counted = measure.traffic(model, cases.work(model, Spec("lm-step", context="full", frames=1)))
     attention = 2 * 2 * config.num_hidden_layers * config.sliding_window * config.hidden_size
@@ -160,7 +160,7 @@ def test_operations_are_two_for_each_weight_and_those_of_attention():
 
 
 def test_kv_bits_show_in_the_bytes_of_the_cache():
-    config = cases.config_of("miniature")
+    config = cases.config_of("small")
     model = roofline.weightless(config, None, mx.float32)
     full, packed = (
         measure.traffic(model, cases.work(model, Spec("lm-step", context="full", frames=1, kv_bits=bits)))
@@ -205,16 +205,16 @@ def test_context_sets_the_offset_and_the_ring_of_a_session(miniature):
 
 
 def test_random_weights_are_written_once_with_published_names(tmp_path):
-    folder = cases.checkpoint("miniature", None, tmp_path)
+    folder = cases.checkpoint("small", None, tmp_path)
     before = (folder / "model.safetensors").stat().st_mtime_ns
-    assert cases.checkpoint("miniature", None, tmp_path) == folder
+    assert cases.checkpoint("small", None, tmp_path) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
-    assert [path.name for path in tmp_path.iterdir()] == ["miniature-none"]
+    assert [path.name for path in tmp_path.iterdir()] == ["small-none"]
     names = mx.load(str(folder / "mimi.safetensors"))
     assert any(name.endswith("self_attn.in_proj_weight") for name in names)
     moshi_mlx.load(folder)
     with pytest.raises(moshi_mlx.ConfigError, match="no multiple of a group of 32"):
-        cases.checkpoint("miniature", 4, tmp_path)
+        cases.checkpoint("small", 4, tmp_path)
 
 
 def test_growths_are_the_frames_that_find_the_ring_full():

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from moshi_mlx.conv import CausalConv, DepthwiseUpsample, StridedConv, TransposedConv, elu
+from moshi_mlx.conv import CausalConv, DepthwiseUpsample, StridedConv, TransposedConv
 
 RNG = np.random.default_rng(0)
 
@@ -85,9 +85,3 @@ def test_depthwise_upsample(chunk):
     weight = np.concatenate(layer.halves)
     dense = weight[:, :, None] * np.eye(4)
     np.testing.assert_allclose(streamed(layer, x, chunk), transposed_reference(x, dense, 0, 2), atol=1e-5)
-
-
-def test_elu():
-    x = np.linspace(-100, 100, 4001, dtype=np.float32)
-    expected = np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
-    np.testing.assert_allclose(np.array(elu(mx.array(x))), expected, atol=3e-7)

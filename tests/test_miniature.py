@@ -16,14 +16,17 @@ import soundfile
 from mlx.utils import tree_flatten, tree_map
 
 import moshi_mlx
-from bench.miniature import codec, codec_data, dialogues, language, live, losses, script, ship
+from bench.miniature import codec, codec_data, dialogues, language, live, losses, questions, script, ship, streams
 from bench.miniature.__main__ import main as miniature_main
 from bench.miniature.codec_model import causal_conv, elu, initialize, reconstruct, strided_conv
+from bench.miniature.dialogues import cut
 from bench.miniature.evaluate import Heard, aligned, ask, gave_way, is_silent, plain, score
 from bench.miniature.files import load_whole, save_whole
+from bench.miniature.questions import Question
 from bench.miniature.sizes import CLIP_FRAMES, CODEC, LANGUAGE
+from bench.miniature.speech import speak
 from bench.miniature.training import Curve, Recipe, plot_curves, read_curve
-from moshi_mlx import conv, writing
+from moshi_mlx import activations, writing
 from moshi_mlx.config import MimiConfig
 from moshi_mlx.conv import CausalConv, StridedConv
 from moshi_mlx.duplex import DuplexSampling
@@ -85,7 +88,7 @@ def test_training_computes_what_the_codec_computes():
 
 def test_elu_and_its_slope():
     x = mx.array(np.linspace(-200, 20, 2001, dtype=np.float32))
-    np.testing.assert_allclose(np.array(elu(x)), np.array(conv.elu(x)), atol=1e-5)
+    np.testing.assert_allclose(np.array(elu(x)), np.array(activations.elu(x)), atol=1e-5)
     slope = mx.grad(lambda x: elu(x).sum())(x)
     np.testing.assert_allclose(np.array(slope), np.exp(np.minimum(np.array(x), 0)), atol=1e-5)
 
@@ -228,7 +231,7 @@ def test_curve_goes_on_where_training_does(tmp_path):
 
 @speaking
 def test_words_are_timed():
-    from bench.miniature.speech import PEAK, SAMPLE_RATE, Voice, speak
+    from bench.miniature.speech import PEAK, SAMPLE_RATE, Voice
 
     said = speak("Good morning, Moshi. It is 42 degrees.", Voice("en-us", 160, 50))
     assert [word.text for word in said.words] == ["Good", "morning,", "Moshi.", "It", "is", "42", "degrees."]
@@ -264,12 +267,12 @@ def test_codec_data_is_written_once(tmp_path, monkeypatch):
 
 
 def test_held_out_voices_are_not_trained_on():
-    train, held_out = (
-        {(v.speed, v.pitch) for v in (codec_data.user_voice(random.Random(i), kind) for i in range(300))}
-        for kind in (False, True)
-    )
-    assert not {speed for speed, _ in train} & {speed for speed, _ in held_out}
-    assert not {pitch for _, pitch in train} & {pitch for _, pitch in held_out}
+    for draw in (codec_data.user_voice, dialogues.asking_voice):
+        train, held_out = ([draw(random.Random(i), kind) for i in range(300)] for kind in (False, True))
+        for of in ("speed", "pitch"):
+            trained, others = ({getattr(voice, of) for voice in voices} for voices in (train, held_out))
+            assert not trained & others
+            assert min(trained) <= min(others) <= max(others) <= max(trained)
 
 
 @speaking
@@ -277,18 +280,21 @@ def test_dialogues_keep_the_rules():
     interrupted = 0
     for seed in range(12):
         made = dialogues.conversation(random.Random(seed), False)
-        moshi, _ = made.sound
+        moshi, user = made.sound
         assert made.sound.shape == (2, 16 * 24000)
         for turn, following in zip(made.turns, [*made.turns[1:], None], strict=True):
-            begin = dialogues._frame_from((turn.end + dialogues.REPLY_AFTER) * 24000 - 1)
-            assert not moshi[int((turn.start + dialogues.STOP_AFTER + 0.08) * 24000) : begin].any()
-            assert moshi[begin : begin + 4800].any()
-            said = [w for w in made.words if w[3] == "SPEAKER_MAIN" and begin / 24000 <= w[1]]
-            assert said[0][0] == turn.exchange.answer.split()[0]
+            assert user[turn.start : turn.start + 2400].any()
+            assert not user[turn.end : following.start if following else None].any()
+            assert turn.reply % 1920 == 0
+            assert 0.4 <= (turn.reply - turn.end) / 24000 < 0.4 + 0.08
+            assert not moshi[turn.start + int((dialogues.STOP_AFTER + 0.08) * 24000) : turn.reply].any()
+            assert moshi[turn.reply : turn.reply + 4800].any()
+            said = [w for w in made.words if w[3] == "SPEAKER_MAIN" and turn.reply / 24000 <= w[1]]
+            assert said[0][0] == turn.asked.exchange.answer.split()[0]
             if not turn.whole:
                 interrupted += 1
-                assert following.start < begin / 24000 + 2
-                assert not moshi[int((following.start + dialogues.STOP_AFTER + 0.08) * 24000) :][:2400].any()
+                assert following.start < turn.reply + 2 * 24000
+                assert not moshi[following.start + int((dialogues.STOP_AFTER + 0.08) * 24000) :][:2400].any()
         assert all(0 <= start < end <= 16 for _, start, end, _ in made.words)
     assert interrupted
 
@@ -296,8 +302,8 @@ def test_dialogues_keep_the_rules():
 @speaking
 def test_dialogues_are_written_in_kyutais_format(tmp_path):
     said = []
-    dialogues.write(tmp_path, {"train": 2}, said.append)
-    folder = tmp_path / "dialogues" / "train"
+    dialogues.write(tmp_path, 2, said.append)
+    folder = tmp_path / "dialogues"
     files = sorted(path.name for path in folder.iterdir())
     assert files == ["00000.flac", "00000.json", "00001.flac", "00001.json"]
     sound, rate = soundfile.read(folder / "00000.flac")
@@ -307,9 +313,67 @@ def test_dialogues_are_written_in_kyutais_format(tmp_path):
     assert 0 < start < end
     before = (folder / "00000.flac").stat().st_mtime_ns
     (folder / "00001.flac").unlink()
-    dialogues.write(tmp_path, {"train": 2}, said.append)
+    dialogues.write(tmp_path, 2, said.append)
     assert (folder / "00000.flac").stat().st_mtime_ns == before
     assert (folder / "00001.flac").exists()
+
+
+@speaking
+@pytest.mark.slow
+def test_conversations_of_codes_are_those_of_their_sound(monkeypatch):
+    """But for the ends of sounds that reach into what comes next."""
+    codebooks = randomized_codec()
+    codebooks.quantizer.embedding = 0.5 * mx.random.normal(codebooks.quantizer.embedding.shape)
+    model, rng = language.new(codec.ready(codebooks)), random.Random(0)
+    voice, places = dialogues.asking_voice(rng, False), {0: 0, 21: 700, 30: 1919}
+    said = {n: np.pad(speak(script.spoken(script.exchanges()[n], rng), voice).sound, (places[n], 0)) for n in places}
+    codes = questions.encode(model.audio_encoder, list(said.values()))
+    parts = zip(places.items(), said.values(), codes, strict=True)
+    material = streams.Material(model, [Question(n, at, len(sound) - at, part) for (n, at), sound, part in parts])
+    monkeypatch.setattr(streams, "NOISE", 0)
+    monkeypatch.setattr(dialogues, "INTERRUPTED", 0.5)
+    whole = set()
+    for seed in range(3):
+        made = material.conversation(random.Random(seed))
+        rng, sound = random.Random(seed), np.zeros((2, streams.LENGTH), np.float32)
+        turns = dialogues.plan(rng, lambda rng=rng: rng.choice(material.asked).asked(), streams.LENGTH)
+        for turn in turns:
+            index = script.exchanges().index(turn.asked.exchange)
+            sound[1, turn.start : turn.end] = said[index][places[index] :]
+            sound[0, turn.reply : turn.until] = cut(
+                dialogues.replies()[turn.asked.exchange.answer], turn.until - turn.reply
+            )
+        heard = np.array(model.audio_encoder.encode(mx.array(sound)).audio_codes)
+        assert made.shape == (17, 200)
+        assert (made[1:9] == heard[0]).mean() > 0.98
+        assert (made[9:] == heard[1]).mean() > 0.98
+        assert len(np.unique(heard[1], axis=1).T) > 40
+        text = model.tokenizer.decode([int(token) for token in made[0] if token not in model.config.silent_text_tokens])
+        assert text.startswith(turns[0].asked.exchange.answer[:6])
+        assert len(text.split()) <= sum(len(turn.asked.exchange.answer.split()) for turn in turns)
+        whole |= {turn.whole for turn in turns}
+    assert whole == {True, False}
+
+
+@speaking
+def test_questions_are_encoded_once_in_two_processes(tmp_path):
+    save_codec(tmp_path)
+    said = []
+    questions.write(tmp_path, 2, 3, said.append)
+    found = questions.read(tmp_path)
+    assert [question.exchange for question in found] == list(range(6))
+    assert all(question.codes.shape == (8, -(-(question.place + question.length) // 1920) + 8) for question in found)
+    questions.write(tmp_path, 2, 3, said.append)
+    assert len(said) == 2
+    with pytest.raises(MoshiError, match="questions command"):
+        streams.write(language.new(codec.load(tmp_path)), tmp_path / "elsewhere", tmp_path / "prepared")
+
+
+def test_noise_spares_the_first_codebook():
+    codes = np.full((8, 500), 300, np.uint16)
+    disturbed = streams._disturbed(codes, np.random.default_rng(0))
+    assert (disturbed[0] == 300).all()
+    assert 0.08 < (disturbed[1:] != 300).mean() < 0.12
 
 
 def test_every_question_has_one_answer():
@@ -331,6 +395,23 @@ def test_tokenizer_has_the_words_of_every_answer():
         tokens = pieces.encode(answer)
         assert pieces.decode(tokens) == answer
         assert len(tokens) == len(answer.replace(",", " ,").replace(".", " .").split())
+
+
+def test_like_sounds_get_like_embeddings():
+    """All acoustic codebooks are embedded by one projection of their entries, and a frame's sum has variance 1."""
+    made = randomized_codec()
+    made.quantizer.embedding = 0.5 * mx.random.normal(made.quantizer.embedding.shape)
+    model = language.new(codec.ready(made))
+    first, weight = LANGUAGE.table_rows[0], np.array(model.decoder.model.embed_tokens.weight)
+    entries = np.array(made.quantizer.embedding)
+    tables = [weight[first + n * 257 :][:256] for n in range(16)]
+    for moshi, user in zip(tables[:8], tables[8:], strict=True):
+        np.testing.assert_array_equal(moshi, user)
+    projection = np.linalg.lstsq(entries[1], tables[1], rcond=None)[0]
+    np.testing.assert_allclose(entries[7] @ projection, tables[7], atol=1e-4)
+    assert np.abs(entries[0] @ projection - tables[0]).max() > 0.1
+    rows = np.random.default_rng(0).integers(0, 256, (16, 500))
+    assert sum(table[row] for table, row in zip(tables, rows, strict=True)).var() == pytest.approx(16 / 17, rel=0.1)
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -443,19 +524,24 @@ def test_curve_is_a_plain_table(tmp_path):
 # --- from the codec to the shipped folder -----------------------------------------------------------------------------
 
 
+def save_codec(folder):
+    trainer = codec.CodecTrainer(RECIPE, tones(), CODEC)
+    trainer.begin()
+    trainer.save(folder / "decoder.safetensors")
+    trainer.close()
+
+
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     """A folder with a codec, and a recipe and dialogues of which a test can be made."""
-    trainer = codec.CodecTrainer(RECIPE, tones(), CODEC)
-    trainer.begin()
-    trainer.save(tmp_path / "decoder.safetensors")
-    trainer.close()
+    save_codec(tmp_path)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(ship.RECIPE.read_text() + "\niters: 2\nbatch_size: 2\nduration_sec: 4\ncompile: false\n")
     monkeypatch.setattr(ship, "RECIPE", recipe)
     monkeypatch.setattr(ship, "_launch", lambda arguments: ship._run(ship.trainer.main, arguments))
-    monkeypatch.setattr(dialogues, "SETS", {"train": 2, "valid": 1})
-    dialogues.write(tmp_path, say=lambda line: None)
+    questions.write(tmp_path, 1, 4, lambda line: None)
+    dialogues.write(tmp_path, 1, lambda line: None)
+    monkeypatch.setattr(streams.write, "__defaults__", (4, print))
     save_whole(tmp_path / "codec-data" / "heldout.safetensors", {"0": mx.array(tones(1))})
     for phase in codec.PHASES:
         Curve(tmp_path / f"{phase}.csv", 1, 0).add(1, {"loss": 1.0, "spectral": 0.5, "wave": 0.1})

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports only what stands before it.
 LAYERS = [
     "starting", "arguments", "errors", "chips", "keys", "huggingface_config", "kyutai_config", "config", "state",
-    "outputs", "inputs", "initial", "losses", "safetensors", "hub", "cache", "sequence", "linear", "conv",
+    "outputs", "inputs", "initial", "losses", "safetensors", "hub", "cache", "sequence", "linear", "activations", "conv",
     "transformer", "quantizer",
     "mimi", "helium", "sampling", "depth", "streams", "teacher_forcing", "moshi", "duplex", "layouts", "translation",
     "quantization", "filling", "text", "session", "preflight", "prompt", "generation", "text_generation",

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from moshi_mlx.errors import MoshiError
 
-from . import codec, codec_data, dialogues, ship
+from . import codec, codec_data, dialogues, questions, ship
 
 Say = Callable[[str], None]
 STEPS: dict[str, Callable[[Path, Say], object]] = {
     "data": lambda folder, say: codec_data.prepare(folder, say=say),
     "codec": lambda folder, say: codec.train(folder, say=say),
+    "questions": lambda folder, say: questions.write(folder, say=say),
     "dialogues": lambda folder, say: dialogues.write(folder, say=say),
     "language": lambda folder, say: ship.train(folder, say=say),
     "evaluate": lambda folder, say: ship.scores(folder, say=say),
@@ -27,8 +28,9 @@ STEPS: dict[str, Callable[[Path, Say], object]] = {
 HELP = {
     "data": "speech for the codec",
     "codec": "train the codec",
-    "dialogues": "speech for the language model",
-    "language": "encode the dialogues, train the language model",
+    "questions": "speak and encode what the language model learns to answer",
+    "dialogues": "conversations that it is validated with",
+    "language": "train the language model",
     "evaluate": "ask it questions; scores.json and pictures",
     "export": "put it into moshi_mlx/assets",
 }

@@ -22,11 +22,17 @@ SHARDS, SHARD_SECONDS = 20, 120
 HELD_OUT = "heldout"
 
 
-def user_voice(rng: random.Random, held_out: bool) -> Voice:
+def user_voice(
+    rng: random.Random,
+    held_out: bool,
+    names: tuple[str, ...] = USERS,
+    speeds: range = SPEEDS,
+    pitches: range = PITCHES,
+) -> Voice:
     """A voice that may ask. Speeds and pitches that end in 5 are held out: never trained on, within the range."""
-    voice = rng.choice(USERS)
-    speed, pitch = (rng.choice([n for n in among if (n % 10 == 5) == held_out]) for among in (SPEEDS, PITCHES))
-    return Voice(voice, speed, pitch)
+    name = rng.choice(names)
+    speed, pitch = (rng.choice([n for n in among if (n % 10 == 5) == held_out]) for among in (speeds, pitches))
+    return Voice(name, speed, pitch)
 
 
 def _utterance(rng: random.Random, held_out: bool) -> tuple[str, Voice]:

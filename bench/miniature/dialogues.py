@@ -1,4 +1,4 @@
-"""Conversations to learn from, in Kyutai's fine-tuning format: stereo sound, Moshi left, the user right, and words.
+"""Conversations to learn from: who says what and when, and their sound in Kyutai's fine-tuning format.
 
 The user asks at any moment. Moshi is silent while spoken to, answers in its one voice from the frame on that begins
 `REPLY_AFTER` seconds after the question (so that the codes of an answer are nearly the same every time), and stops
@@ -26,18 +26,12 @@ FRAME = 1920  # samples
 SECONDS = 16.0  # length of a conversation: 200 frames
 REPLY_AFTER, STOP_AFTER = 0.4, 0.32
 INTERRUPTED = 0.15  # share of answers
+BEFORE, PAUSE = (0.1, 3.0), (0.4, 2.5)  # seconds before the first question, and between an answer and the next
+USERS = ("en-us", "en-us+m3", "gmw/en+f2")
+SPEEDS, PITCHES = range(155, 186), range(40, 61)
 FADE = 240  # samples
 SPEAKERS = ("SPEAKER_MAIN", "SPEAKER_USER")
-SETS = {"train": 1500, "valid": 40}
-
-
-class Turn(NamedTuple):
-    """A question and when it was asked, in seconds; whether its answer is heard to the end."""
-
-    exchange: Exchange
-    start: float
-    end: float
-    whole: bool
+VALID = 40
 
 
 class Conversation(NamedTuple):
@@ -45,7 +39,7 @@ class Conversation(NamedTuple):
 
     sound: np.ndarray
     words: list[tuple[str, float, float, str]]
-    turns: list[Turn]
+    turns: list[Placed]
 
 
 @functools.cache
@@ -59,67 +53,100 @@ def _frame_from(sample: float) -> int:
     return math.ceil(sample / FRAME) * FRAME
 
 
-class _Tape:
-    """The two channels while they are filled."""
-
-    def __init__(self, length: int) -> None:
-        self.sound = np.zeros((2, length), np.float32)
-        self.words: list[tuple[str, float, float, str]] = []
-
-    def fits(self, at: int, asked: _Asked) -> bool:
-        """Whether a question at this sample and its answer are over half a second before the end."""
-        return _moments(at, asked)[2] + SAMPLE_RATE // 2 <= self.sound.shape[1]
-
-    def put(self, channel: int, at: int, said: Utterance, gain: float, until: int) -> None:
-        """An utterance from sample `at`, with what reaches beyond `until` left out."""
-        part = gain * said.sound[: until - at]
-        if len(part) < len(said.sound):
-            part[-FADE:] *= np.linspace(1, 0, FADE, dtype=np.float32)
-        self.sound[channel, at : at + len(part)] += part
-        for text, start, end in said.words:
-            # A millisecond, so that rounding cannot put a word that begins with a frame into the one before.
-            first, last = at / SAMPLE_RATE + max(start, 0.001), (at + len(part)) / SAMPLE_RATE
-            if first < last:
-                self.words.append((text, first, min(at / SAMPLE_RATE + end, last), SPEAKERS[channel]))
+def asking_voice(rng: random.Random, held_out: bool) -> Voice:
+    return user_voice(rng, held_out, USERS, SPEEDS, PITCHES)
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
+    """A question of `length` samples and its one answer. `place`: the sample of a frame it begins on, -1 for any."""
+
     exchange: Exchange
-    question: np.ndarray
-    words: list[Word]
-    reply: Utterance
+    length: int
+    what: Any  # the question itself
+    place: int = -1
+
+    def from_sample(self, sample: float) -> int:
+        """The first sample from this one on at which it may begin."""
+        return int(sample) if self.place < 0 else _frame_from(sample - self.place) + self.place
 
 
-def _ask(rng: random.Random, voice: Voice) -> _Asked:
-    exchange = rng.choice(exchanges())
-    question = speak(spoken(exchange, rng), voice)
-    return _Asked(exchange, *question, replies()[exchange.answer])
+class Placed(NamedTuple):
+    """The samples at which a question begins and ends, its answer begins and is over: said or cut off."""
+
+    asked: Asked
+    start: int
+    end: int
+    reply: int
+    until: int
+
+    @property
+    def whole(self) -> bool:
+        return self.until == self.reply + len(replies()[self.asked.exchange.answer].sound)
+
+
+def plan(rng: random.Random, ask: Callable[[], Asked], length: int) -> list[Placed]:
+    """Questions and answers until `length` samples are over."""
+    placed: list[Placed] = []
+    asked = ask()
+    start = asked.from_sample(rng.uniform(*BEFORE) * SAMPLE_RATE)
+    while _fits(start, asked, length):
+        end, reply, over = _moments(start, asked)
+        following, next_asked = over + rng.uniform(*PAUSE) * SAMPLE_RATE, ask()
+        if rng.random() < INTERRUPTED and over - reply > 0.7 * SAMPLE_RATE:
+            sooner = rng.uniform(reply + 0.25 * SAMPLE_RATE, over)
+            following = sooner if _fits(next_asked.from_sample(sooner), next_asked, length) else following
+        next_start = next_asked.from_sample(following)
+        placed.append(Placed(asked, start, end, reply, min(over, _frame_from(next_start + STOP_AFTER * SAMPLE_RATE))))
+        start, asked = next_start, next_asked
+    return placed
+
+
+def _moments(start: int, asked: Asked) -> tuple[int, int, int]:
+    """The samples at which a question ends, its answer begins and that ends."""
+    end = start + asked.length
+    reply = _frame_from(end + REPLY_AFTER * SAMPLE_RATE)
+    return end, reply, reply + len(replies()[asked.exchange.answer].sound)
+
+
+def _fits(start: int, asked: Asked, length: int) -> bool:
+    """Whether a question at this sample and its answer are over half a second before the end."""
+    return _moments(start, asked)[2] + SAMPLE_RATE // 2 <= length
+
+
+def cut(said: Utterance, length: int) -> np.ndarray:
+    """Its first so many samples, faded out where that is not all."""
+    part = said.sound[:length].copy()
+    if len(part) < len(said.sound):
+        part[-FADE:] *= np.linspace(1, 0, FADE, dtype=np.float32)
+    return part
+
+
+def timed(said: Utterance, at: int, until: int) -> list[Word]:
+    """The words of an utterance from sample `at`, as far as `until`."""
+    last = min(until, at + len(said.sound)) / SAMPLE_RATE
+    # A millisecond, so that rounding cannot put a word that begins with a frame into the one before.
+    words = [Word(w.text, at / SAMPLE_RATE + max(w.start, 0.001), at / SAMPLE_RATE + w.end) for w in said.words]
+    return [word._replace(end=min(word.end, last)) for word in words if word.start < last]
 
 
 def conversation(rng: random.Random, held_out: bool, seconds: float = SECONDS) -> Conversation:
     """Questions and answers with one user until the time is over."""
-    tape, turns = _Tape(int(seconds * SAMPLE_RATE)), []
-    voice, gain = user_voice(rng, held_out), rng.uniform(0.7, 1.0)
-    at, asked = int(rng.uniform(0.1, 3.0) * SAMPLE_RATE), _ask(rng, voice)
-    while tape.fits(at, asked):
-        end, begin, over = _moments(at, asked)
-        tape.put(1, at, Utterance(asked.question, asked.words), gain, end)
-        following, next_asked = int(over + rng.uniform(0.4, 2.5) * SAMPLE_RATE), _ask(rng, voice)
-        if rng.random() < INTERRUPTED and over - begin > 0.7 * SAMPLE_RATE:
-            sooner = int(rng.uniform(begin + 0.25 * SAMPLE_RATE, over))
-            following = sooner if tape.fits(sooner, next_asked) else following
-        until = min(over, _frame_from(following + STOP_AFTER * SAMPLE_RATE))
-        tape.put(0, begin, asked.reply, 1.0, until)
-        turns.append(Turn(asked.exchange, at / SAMPLE_RATE, end / SAMPLE_RATE, until == over))
-        at, asked = following, next_asked
-    return Conversation(tape.sound, tape.words, turns)
+    voice, gain, length = asking_voice(rng, held_out), rng.uniform(0.7, 1.0), int(seconds * SAMPLE_RATE)
+    sound, words = np.zeros((2, length), np.float32), []
 
+    def ask() -> Asked:
+        exchange = rng.choice(exchanges())
+        question = speak(spoken(exchange, rng), voice)
+        return Asked(exchange, len(question.sound), question)
 
-def _moments(at: int, asked: _Asked) -> tuple[int, int, int]:
-    """The samples at which a question ends, its answer begins and that ends."""
-    end = at + len(asked.question)
-    begin = _frame_from(end + REPLY_AFTER * SAMPLE_RATE)
-    return end, begin, begin + len(asked.reply.sound)
+    turns = plan(rng, ask, length)
+    for turn in turns:
+        question, reply = turn.asked.what, replies()[turn.asked.exchange.answer]
+        sound[1, turn.start : turn.end] = gain * question.sound
+        sound[0, turn.reply : turn.until] = cut(reply, turn.until - turn.reply)
+        words += [(*word, SPEAKERS[1]) for word in timed(question, turn.start, turn.end)]
+        words += [(*word, SPEAKERS[0]) for word in timed(reply, turn.reply, turn.until)]
+    return Conversation(sound, words, turns)
 
 
 def timings(words: list[tuple[str, float, float, str]]) -> list[Any]:
@@ -129,22 +156,20 @@ def timings(words: list[tuple[str, float, float, str]]) -> list[Any]:
     ]
 
 
-def write(folder: Path, sets: dict[str, int] | None = None, say: Callable[[str], None] = print) -> None:
-    """folder/dialogues/train and valid: what is not there yet. The sound is written last: it says that both are."""
+def write(folder: Path, count: int = VALID, say: Callable[[str], None] = print) -> None:
+    """folder/dialogues: what is not there yet, in voices that nothing is trained on. Sound last: it says both are."""
     replies()  # first, in a fresh engine: the same every time
-    for name, count in (sets or SETS).items():
-        target = folder / "dialogues" / name
-        target.mkdir(parents=True, exist_ok=True)
-        for index in range(count):
-            path = target / f"{index:05}.flac"
-            if not path.exists():
-                made = conversation(random.Random(f"{name} {index}"), held_out=name != "train")
-                path.with_suffix(".json").write_text(json.dumps(timings(made.words)))
-                unfinished = path.with_suffix(".unfinished")
-                soundfile.write(unfinished, to_int16(made.sound.T), SAMPLE_RATE, format="FLAC")
-                unfinished.rename(path)
-            if (index + 1) % 100 == 0:
-                say(f"{target}: {index + 1} of {count} conversations")
+    target = folder / "dialogues"
+    target.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        path = target / f"{index:05}.flac"
+        if not path.exists():
+            made = conversation(random.Random(f"valid {index}"), held_out=True)
+            path.with_suffix(".json").write_text(json.dumps(timings(made.words)))
+            unfinished = path.with_suffix(".unfinished")
+            soundfile.write(unfinished, to_int16(made.sound.T), SAMPLE_RATE, format="FLAC")
+            unfinished.rename(path)
+    say(f"{target}: {count} conversations")
 
 
 class Rendering(NamedTuple):
@@ -165,7 +190,7 @@ def held_out(count: int = 100, seed: int = 0) -> list[Rendering]:
 
 
 def _rendering(exchange: Exchange, rng: random.Random, after: float = 4.0) -> Rendering:
-    voice: Voice = user_voice(rng, held_out=True)
+    voice: Voice = asking_voice(rng, held_out=True)
     question = speak(spoken(exchange, rng), voice).sound * np.float32(rng.uniform(0.7, 1.0))
     before = int(rng.uniform(0.1, 3.0) * SAMPLE_RATE)
     length = _frame_from(before + len(question) + after * SAMPLE_RATE)
@@ -183,7 +208,7 @@ def interruptions(count: int = 20, seed: int = 0) -> list[Rendering]:
 
 
 def _interruption(first: Exchange, second: Exchange, rng: random.Random, after: float = 4.0) -> Rendering:
-    voice, before = user_voice(rng, held_out=True), int(rng.uniform(0.1, 2.0) * SAMPLE_RATE)
+    voice, before = asking_voice(rng, held_out=True), int(rng.uniform(0.1, 2.0) * SAMPLE_RATE)
     questions = [speak(spoken(exchange, rng), voice).sound for exchange in (first, second)]
     at = _frame_from(before + len(questions[0]) + REPLY_AFTER * SAMPLE_RATE) + int(0.4 * SAMPLE_RATE)
     end = at + len(questions[1])

@@ -46,10 +46,32 @@ def initialize(model: MoshiForConditionalGeneration, seed: int) -> None:
     mx.eval(model.parameters())
 
 
+def listen(model: MoshiForConditionalGeneration, seed: int) -> None:
+    """Begin with what the codec knows of its codes: like sounds get like embeddings.
+
+    The embeddings of a frame's codes add up to a projection of the codec's quantized latent.
+    """
+    books, config, table = model.audio_encoder.quantizer.embedding, model.config, model.decoder.model.embed_tokens
+    semantic, keys = model.audio_encoder.quantizer.num_semantic, mx.random.split(mx.random.key(seed + 1), 2)
+    projected = []
+    for part, key in zip((books[:semantic], books[semantic:]), keys, strict=True):
+        power = mx.square(part).sum(axis=(0, 2)).mean()  # of the sum of an entry of each
+        share = len(part) / (1 + len(config.audio_delays))
+        normal = mx.random.normal((part.shape[2], config.hidden_size), key=key)
+        projected += list(part @ (normal * mx.sqrt(share / power)))
+    weight, first = table.weight, config.table_rows[0]
+    for stream, rows in enumerate(config.table_rows[1:]):
+        entries = projected[stream % len(projected)]
+        weight[first : first + len(entries)] = entries
+        first += rows
+    table.weight = weight
+
+
 def new(codec: MimiModel, seed: int = 0) -> MoshiForConditionalGeneration:
     """An untrained language model around a trained codec."""
     model = MoshiForConditionalGeneration(LANGUAGE)
     initialize(model, seed)
     model.audio_encoder = codec
+    listen(model, seed)
     model.tokenizer = sentencepiece.SentencePieceProcessor(model_proto=tokenizer())
     return model

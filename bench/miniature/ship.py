@@ -25,7 +25,7 @@ from moshi_mlx.finding import MIMI_NAME
 from moshi_mlx.train import __main__ as trainer
 from moshi_mlx.train.saving import CHECKPOINT_NAME, STATE_NAME
 
-from . import codec, dialogues, evaluate, language, live
+from . import codec, dialogues, evaluate, language, live, streams
 from .codec_data import held_out_sound, to_int16
 from .dialogues import Rendering
 from .files import load_whole, save_whole
@@ -49,10 +49,12 @@ def base(folder: Path) -> Path:
 
 
 def train(folder: Path, say: Say = print) -> None:
-    """Prepare the dialogues and train on them, going on where an earlier run was ended."""
+    """Put conversations together and train on them, going on where an earlier run was ended."""
     model, prepared, run = base(folder), folder / "prepared", folder / "language"
-    parts = [f"--{name}={folder / 'dialogues' / part}" for name, part in (("data", "train"), ("valid-data", "valid"))]
-    _run(trainer.main, ["prepare", f"--model={model}", *parts, f"--output={prepared}"])
+    heard = [f"--data={folder / 'dialogues'}", f"--output={prepared / 'heard'}"]
+    _run(trainer.main, ["prepare", f"--model={model}", *heard])
+    streams.write(moshi_mlx.load(model), folder, prepared / "train", say=say)
+    shutil.copytree(prepared / "heard" / "train", prepared / "valid", dirs_exist_ok=True)
     resumed = [f"--resume-adapter-file={run / STATE_NAME}"] if (run / STATE_NAME).exists() else []
     settings = [f"--model={model}", f"--data={prepared}", f"--adapter-path={run}", *resumed]
     _launch([f"--config={RECIPE}", *settings])
