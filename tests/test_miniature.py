@@ -560,7 +560,7 @@ def test_from_codec_to_shipped_folder(trained, eager, monkeypatch):
     monkeypatch.setattr(dialogues, "held_out", lambda count: [short])
     monkeypatch.setattr(dialogues, "interruptions", lambda: [short._replace(start=-0.7)])
     found = ship.scores(trained, said.append)
-    assert list(found) == ["float32 greedy", "float32", "q8", "q4", "q8 live", "q4 live", "codec"]
+    assert list(found) == ["float32 greedy", "float32", "q8 live", "q4 live", "codec"]
     assert json.loads((trained / "scores.json").read_text())["q4 live"]["asked"] == 1
     for picture in ("spectrograms.png", "codec.png", "decoder-stoi.png"):
         assert (trained / picture).read_bytes().startswith(b"\x89PNG")

@@ -24,7 +24,7 @@ from .sizes import CLIP_FRAMES, CODEC
 from .training import Curve, Losses, Recipe, Trainer
 
 RECIPE = Recipe(steps=4000)
-DECODER_RECIPE = Recipe(steps=2000, rate=5e-4, seed=1)
+DECODER_RECIPE = Recipe(steps=1200, rate=5e-4, seed=1)
 DECAY = 0.98  # of what is known of a codebook, each step
 RESTART_EVERY, RESTARTED = 20, 16
 UNUSED = 0.02  # times a step; the average is 8 x 12 frames / 256 entries = 0.375

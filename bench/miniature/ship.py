@@ -112,8 +112,6 @@ def scores(folder: Path, say: Say = print, renderings: int = RENDERINGS) -> dict
     forms: dict[str, tuple[Path, Asking]] = {
         "float32 greedy": (full, _together(evaluate.GREEDY)),
         "float32": (full, _together(DuplexSampling())),
-        "q8": (q8, _together(DuplexSampling())),
-        "q4": (q4, _together(DuplexSampling())),
         "q8 live": (q8, live.ask),
         "q4 live": (q4, live.ask),
     }
@@ -128,7 +126,7 @@ def scores(folder: Path, say: Say = print, renderings: int = RENDERINGS) -> dict
             f"{name}: {result.answered} of {result.asked} answered, {result.silent} silent, STOI {result.stoi:.3f}, "
             f"gave way to {gave_way} of {len(pairs)} interruptions"
         )
-        if name == "q8":
+        if name == "q8 live":
             evaluate.picture(asked[0], heard[0], folder / "spectrograms.png")
     found["codec"] = {"stoi": codec.score(codec.load(folder), held_out_sound(folder))}
     say(f"codec alone: STOI {found['codec']['stoi']:.3f}")
