@@ -30,6 +30,7 @@ BEFORE, PAUSE = (0.1, 3.0), (0.4, 2.5)  # seconds before the first question, and
 USERS = ("en-us", "en-us+m3", "gmw/en+f2")
 SPEEDS, PITCHES = range(155, 186), range(40, 61)
 FADE = 240  # samples
+BEGINNINGS, GAP = ("It is", "Nice to meet you,"), 480  # of answers, and the samples of silence behind them
 SPEAKERS = ("SPEAKER_MAIN", "SPEAKER_USER")
 VALID = 40
 
@@ -44,8 +45,24 @@ class Conversation(NamedTuple):
 
 @functools.cache
 def replies() -> dict[str, Utterance]:
-    """Every answer as Moshi says it, each spoken once: espeak-ng never says a thing twice quite alike."""
-    return {answer: speak(answer, MOSHI) for answer in answers()}
+    """Every answer as Moshi says it, each spoken once: espeak-ng never says a thing twice quite alike.
+
+    What several answers begin with is one recording: else its sound would tell which answer it is before the word that
+    does, and a model would learn to hear that from itself rather than from the question.
+    """
+    begun = {beginning: speak(beginning, MOSHI) for beginning in BEGINNINGS}
+    return {answer: _reply(answer, begun) for answer in answers()}
+
+
+def _reply(answer: str, begun: dict[str, Utterance]) -> Utterance:
+    for beginning, first in begun.items():
+        if answer.startswith(beginning):
+            gap = np.zeros(GAP, np.float32)
+            rest = speak(answer.removeprefix(beginning).strip(), MOSHI)
+            later = (len(first.sound) + GAP) / SAMPLE_RATE
+            words = [Word(word.text, later + word.start, later + word.end) for word in rest.words]
+            return Utterance(np.concatenate([first.sound, gap, rest.sound]), [*first.words, *words])
+    return speak(answer, MOSHI)
 
 
 def _frame_from(sample: float) -> int:
