@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-# erf(u) = u P(u^2) / Q(u^2) for |u| up to 3.92, where float32 calls it 1: a rational fit to 2e-8, weighted least squares.
+# erf(u) = u P(u^2) / Q(u^2) for |u| up to 3.92, where it is 1 in float32: a rational fit to 2e-8.
 ERF_END = 3.92
 ERF_P = (1.1283790, 0.19276509, 0.053060620, 3.8683725e-3, 2.8748056e-4, 2.0347290e-6)
 ERF_Q = (1.0, 0.50416528, 0.11508505, 0.015172386, 1.1881264e-3, 3.8070641e-5)
@@ -34,7 +34,7 @@ def elu(x: mx.array) -> mx.array:
 
 
 def gelu(x: mx.array) -> mx.array:
-    """Exact GELU, to 3e-7 |x|: 0.5 x (1 + erf(x / sqrt(2))). On the CPU its erf was an eighth of Mimi's transformers."""
+    """Exact GELU, to 3e-7 |x|: 0.5 x (1 + erf(x / sqrt(2))). On the CPU erf took an eighth of Mimi's transformers."""
     if not on_cpu() or x.dtype != mx.float32:
         return nn.gelu(x)
     u = x * 0.5**0.5

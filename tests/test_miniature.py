@@ -351,7 +351,7 @@ def test_conversations_of_codes_are_those_of_their_sound(monkeypatch):
         assert made.shape == (17, 200)
         assert (made[1:9] == heard[0]).mean() > 0.95
         assert (made[9:] == heard[1]).mean() > (0.95 if all(turn.whole for turn in turns) else 0.9)
-        assert len(np.unique(heard[1], axis=1).T) > 40
+        assert len(np.unique(heard[1], axis=1).T) > 20
         text = model.tokenizer.decode([int(token) for token in made[0] if token not in model.config.silent_text_tokens])
         assert text.startswith(turns[0].asked.exchange.answer[:6])
         assert len(text.split()) <= sum(len(turn.asked.exchange.answer.split()) for turn in turns)

@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports only what stands before it.
 LAYERS = [
     "starting", "arguments", "errors", "chips", "keys", "huggingface_config", "kyutai_config", "config", "state",
-    "outputs", "inputs", "initial", "losses", "safetensors", "hub", "cache", "sequence", "linear", "activations", "conv",
-    "transformer", "quantizer",
-    "mimi", "helium", "sampling", "depth", "streams", "teacher_forcing", "moshi", "duplex", "layouts", "translation",
+    "outputs", "inputs", "initial", "losses", "safetensors", "hub", "cache", "sequence", "linear", "activations",
+    "conv", "transformer", "quantizer", "mimi", "helium", "sampling", "depth", "streams", "teacher_forcing",
+    "moshi", "duplex", "layouts", "translation",
     "quantization", "filling", "text", "session", "preflight", "prompt", "generation", "text_generation",
     "finding", "checkpoint", "writing", "lora", "pretrained", "ring", "files", "resample", "pacing", "portaudio",
     "devices", "echo", "live", "loop", "recorder", "trace", "keyboard", "view", "progress", "interrupt", "options",
