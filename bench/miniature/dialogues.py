@@ -237,5 +237,8 @@ def _interruption(first: Exchange, second: Exchange, rng: random.Random, after: 
 
 def demonstration() -> tuple[str, np.ndarray]:
     """The question that ships for --demo, in a voice that was not trained on: its text, and its sound float32 [T]."""
-    text, before = "Hello, Moshi. What is two plus three?", np.zeros(SAMPLE_RATE // 2, np.float32)
-    return text, np.concatenate([before, speak(text, Voice("en-us", 165, 45)).sound])
+    exchange = next(exchange for exchange in exchanges() if exchange.question == "what is two plus three")
+    # As `spoken` has it: after a capital letter espeak-ng makes the pause of a new sentence, in which Moshi answers.
+    said = f"Hello, Moshi. {exchange.question}?"
+    before = np.zeros(SAMPLE_RATE // 2, np.float32)
+    return said.replace("what", "What"), np.concatenate([before, speak(said, Voice("en-us", 165, 45)).sound])
