@@ -37,6 +37,12 @@ RECIPE = Path(__file__).with_name("language.yaml")
 ASSETS = Path(moshi_mlx.__file__).parent / "assets"
 MOST_BYTES = 12_000_000  # of all that ships
 RENDERINGS = 100
+CARD = """\
+# The miniature
+
+A Moshi of 9 M parameters, for the demo of moshi_mlx: trained from nothing on synthetic speech. docs/miniature.md of the
+repository says how, and how well it talks. MIT licence, as the package.
+"""
 PROCESSES, PORT = 2, 32323  # MLX's CPU backend computes on one core
 
 
@@ -115,6 +121,7 @@ def scores(folder: Path, say: Say = print, renderings: int = RENDERINGS) -> dict
         "q8 live": (q8, live.ask),
         "q4 live": (q4, live.ask),
     }
+    dialogues.replies()  # first, in a fresh engine: as the model heard them in training
     asked, interrupting, found = dialogues.held_out(renderings), dialogues.interruptions(), {}
     for name, (path, ask) in forms.items():
         model, heard = moshi_mlx.load(path), ask(path, asked)
@@ -154,6 +161,7 @@ def export(folder: Path, assets: Path = ASSETS, say: Say = print) -> None:
     text, sound = dialogues.demonstration()
     question = made / options.DEMO_INPUT.name
     soundfile.write(question, to_int16(sound), SAMPLE_RATE)
+    (made / "README.md").write_text(CARD)
     size = sum(file.stat().st_size for file in made.iterdir())
     if size > MOST_BYTES:
         raise MoshiError(f"{made}: {size} bytes with the question, expected at most {MOST_BYTES}")
