@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import soundfile
@@ -48,25 +49,25 @@ def test_demo_is_an_exchange(tmp_path):
 
 
 @speaking
-def test_it_answers(renderings):
-    model = moshi_mlx.load(options.DEMO_MODEL)
-    check(options.DEMO_MODEL, renderings, ask(model, renderings, DuplexSampling()))
-
-
-@speaking
 @pytest.mark.slow
 def test_it_answers_in_four_bits(renderings, tmp_path):
-    target = tmp_path / "q4"
-    assert cli.main([f"--hf-path={options.DEMO_MODEL}", f"--mlx-path={target}", "-q", "--q-bits=4"]) == 0
-    check(target, renderings, ask(moshi_mlx.load(target), renderings, DuplexSampling()))
+    whole, target = tmp_path / "whole", tmp_path / "q4"
+    assert cli.main([f"--hf-path={options.DEMO_MODEL}", f"--mlx-path={whole}", "-d"]) == 0
+    assert cli.main([f"--hf-path={whole}", f"--mlx-path={target}", "-q", "--q-bits=4"]) == 0
+    check(target, renderings, ask(moshi_mlx.load(target, dtype=mx.float32), renderings, DuplexSampling()))
 
 
 @speaking
 @pytest.mark.slow
 def test_it_answers_in_hugging_faces_layout(renderings, tmp_path):
     target = tmp_path / "huggingface"
-    assert cli.main([f"--hf-path={options.DEMO_MODEL}", f"--mlx-path={target}", "-d", "--to=huggingface"]) == 0
-    check(target, renderings, ask(moshi_mlx.load(target), renderings, DuplexSampling()))
+    assert (
+        cli.main(
+            [f"--hf-path={options.DEMO_MODEL}", f"--mlx-path={target}", "-d", "--to=huggingface", "--dtype=float32"]
+        )
+        == 0
+    )
+    check(target, renderings, ask(moshi_mlx.load(target, dtype=mx.float32), renderings, DuplexSampling()))
 
 
 @speaking
