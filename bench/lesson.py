@@ -44,15 +44,10 @@ def new_conversation(rng: random.Random, held_out: bool) -> Conversation:
     sound = np.zeros((2, int(SECONDS * SAMPLE_RATE)), np.float32)
     words = []
     for channel, start, said, loudness in ((1, at, question, gain), (0, begin, reply, 1.0)):
-        sound[channel, start : start + len(said.sound)] = loudness * said.sound
-        words += [_timed(word, start, said, channel) for word in range(len(said.words))]
+        end = start + len(said.sound)
+        sound[channel, start:end] = loudness * said.sound
+        words += [(*word, SPEAKERS[channel]) for word in dialogues.timed(said, start, end)]
     return Conversation(sound, words, [])
-
-
-def _timed(index: int, start: int, said: Utterance, channel: int) -> tuple[str, float, float, str]:
-    text, begin, end = said.words[index]
-    offset = start / SAMPLE_RATE
-    return text, offset + max(begin, 0.001), offset + end, SPEAKERS[channel]  # a millisecond: never the frame before
 
 
 def record(folder: Path, conversations: int) -> None:

@@ -74,7 +74,6 @@ def held_out_utterances(count: int = 60) -> list[np.ndarray]:
 def prepare(folder: Path, shards: int = SHARDS, say: Callable[[str], None] = print) -> None:
     """Write what is missing of folder/codec-data."""
     target = folder / "codec-data"
-    target.mkdir(parents=True, exist_ok=True)
     for index in range(shards):
         path = target / f"{index:03}.safetensors"
         if not path.exists():

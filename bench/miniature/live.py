@@ -12,12 +12,11 @@ import numpy as np
 import soundfile
 
 from moshi_mlx.errors import MoshiError
+from moshi_mlx.text import PADDING
 
 from .dialogues import FRAME, Rendering
 from .evaluate import Heard
 from .speech import SAMPLE_RATE
-
-PADDING = 3  # what comes before a rendering's first frame
 
 
 def ask(model: Path, renderings: list[Rendering]) -> list[Heard]:

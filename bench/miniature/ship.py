@@ -29,6 +29,7 @@ from . import codec, dialogues, evaluate, language, live, streams
 from .codec_data import held_out_sound, to_int16
 from .dialogues import Rendering
 from .files import load_whole, save_whole
+from .questions import PROCESSES
 from .speech import SAMPLE_RATE
 from .training import plot_curves
 
@@ -43,7 +44,7 @@ CARD = """\
 A Moshi of 9 M parameters, for the demo of moshi_mlx: trained from nothing on synthetic speech. docs/miniature.md of the
 repository says how, and how well it talks. MIT licence, as the package.
 """
-PROCESSES, PORT = 2, 32323  # MLX's CPU backend computes on one core
+PORT = 32323
 
 
 def base(folder: Path) -> Path:
@@ -124,9 +125,10 @@ def scores(folder: Path, say: Say = print, renderings: int = RENDERINGS) -> dict
     dialogues.replies()  # first, in a fresh engine: as the model heard them in training
     asked, interrupting, found = dialogues.held_out(renderings), dialogues.interruptions(), {}
     for name, (path, ask) in forms.items():
-        model, heard = moshi_mlx.load(path), ask(path, asked)
+        model, said = moshi_mlx.load(path), ask(path, asked + interrupting)
+        heard = said[: len(asked)]
         result = evaluate.score(model, asked, heard)
-        pairs = list(zip(ask(path, interrupting), interrupting, strict=True))
+        pairs = list(zip(said[len(asked) :], interrupting, strict=True))
         gave_way = sum(evaluate.gave_way(model, *pair) for pair in pairs)
         found[name] = result._asdict() | {"interrupted": len(pairs), "gave_way": gave_way}
         say(
