@@ -19,10 +19,10 @@ import soundfile
 
 import moshi_mlx
 
-from .miniature import dialogues, evaluate
+from .miniature import asking, dialogues, evaluate
 from .miniature.codec_data import MOSHI, to_int16
 from .miniature.dialogues import FRAME, REPLY_AFTER, SECONDS, SPEAKERS, Conversation, Rendering
-from .miniature.script import Exchange, spoken
+from .miniature.script import Exchange
 from .miniature.speech import SAMPLE_RATE, Utterance, speak
 
 LESSON = Exchange("what is your favourite animal", "I like the red panda.")
@@ -37,8 +37,8 @@ def _reply() -> Utterance:
 
 def new_conversation(rng: random.Random, held_out: bool) -> Conversation:
     """The new question once, at any moment, and its answer, as in the miniature's own dialogues."""
-    voice, gain = dialogues.asking_voice(rng, held_out), rng.uniform(0.7, 1.0)
-    question, reply = speak(spoken(LESSON, rng), voice), _reply()
+    voice, gain = asking.asking_voice(rng, held_out), rng.uniform(0.7, 1.0)
+    question, reply = asking.ask(LESSON, rng, voice), _reply()
     at = int(rng.uniform(0.1, 6.0) * SAMPLE_RATE)
     begin = math.ceil((at + len(question.sound) + REPLY_AFTER * SAMPLE_RATE) / FRAME) * FRAME
     sound = np.zeros((2, int(SECONDS * SAMPLE_RATE)), np.float32)

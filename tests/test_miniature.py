@@ -16,7 +16,19 @@ import soundfile
 from mlx.utils import tree_flatten, tree_map
 
 import moshi_mlx
-from bench.miniature import codec, codec_data, dialogues, language, live, losses, questions, script, ship, streams
+from bench.miniature import (
+    asking,
+    codec,
+    codec_data,
+    dialogues,
+    language,
+    live,
+    losses,
+    questions,
+    script,
+    ship,
+    streams,
+)
 from bench.miniature.__main__ import main as miniature_main
 from bench.miniature.codec_model import causal_conv, elu, initialize, reconstruct, strided_conv
 from bench.miniature.dialogues import cut
@@ -24,7 +36,7 @@ from bench.miniature.evaluate import Heard, aligned, ask, gave_way, is_silent, p
 from bench.miniature.files import load_whole, save_whole
 from bench.miniature.questions import Question
 from bench.miniature.sizes import CLIP_FRAMES, CODEC, LANGUAGE
-from bench.miniature.speech import speak
+from bench.miniature.speech import Voice, speak
 from bench.miniature.training import Curve, Recipe, plot_curves, read_curve
 from moshi_mlx import activations, writing
 from moshi_mlx.config import MimiConfig
@@ -130,6 +142,20 @@ def test_spectral_distance_tells_sounds_apart():
         assert (filters >= 0).all()
 
 
+def test_envelope_distance_hears_when_something_is_said():
+    rng = np.random.default_rng(0)
+    sound = np.repeat(rng.uniform(0, 1, 40), 576) * rng.normal(0, 0.1, 23_040)
+    said, louder, noisy = (
+        mx.array(x[None].astype(np.float32)) for x in (sound, 2 * sound, sound + rng.normal(0, 0.1, 23_040))
+    )
+    assert losses.envelope_distance(said, said).item() < 1e-3
+    assert losses.envelope_distance(louder, said).item() < 1e-3
+    later = losses.envelope_distance(said[:, ::-1], said).item()
+    assert 0.05 < losses.envelope_distance(noisy, said).item() < later
+    silence = mx.zeros(said.shape)
+    assert losses.envelope_distance(silence, silence).item() == 1
+
+
 def test_codec_learns(eager):
     trainer = codec.CodecTrainer(RECIPE, tones(), TINY)
     trainer.begin()
@@ -231,7 +257,7 @@ def test_curve_goes_on_where_training_does(tmp_path):
 
 @speaking
 def test_words_are_timed():
-    from bench.miniature.speech import PEAK, SAMPLE_RATE, Voice
+    from bench.miniature.speech import PEAK, SAMPLE_RATE
 
     said = speak("Good morning, Moshi. It is 42 degrees.", Voice("en-us", 160, 50))
     assert [word.text for word in said.words] == ["Good", "morning,", "Moshi.", "It", "is", "42", "degrees."]
@@ -267,7 +293,7 @@ def test_codec_data_is_written_once(tmp_path, monkeypatch):
 
 
 def test_held_out_voices_are_not_trained_on():
-    for draw in (codec_data.user_voice, dialogues.asking_voice):
+    for draw in (codec_data.user_voice, asking.asking_voice):
         train, held_out = ([draw(random.Random(i), kind) for i in range(300)] for kind in (False, True))
         for of in ("speed", "pitch"):
             trained, others = ({getattr(voice, of) for voice in voices} for voices in (train, held_out))
@@ -276,7 +302,8 @@ def test_held_out_voices_are_not_trained_on():
 
 
 @speaking
-def test_dialogues_keep_the_rules():
+def test_dialogues_keep_the_rules(monkeypatch):
+    monkeypatch.setattr(dialogues, "INTERRUPTED", 0.5)
     interrupted = 0
     for seed in range(12):
         made = dialogues.conversation(random.Random(seed), False)
@@ -297,6 +324,47 @@ def test_dialogues_keep_the_rules():
                 assert not moshi[following.start + int((dialogues.STOP_AFTER + 0.08) * 24000) :][:2400].any()
         assert all(0 <= start < end <= 16 for _, start, end, _ in made.words)
     assert interrupted
+
+
+@speaking
+def test_somebody_who_hesitates_says_the_same_words_later():
+    said = speak("Hello, Moshi. how are you?", Voice("en-us", 165, 50))
+    slowly = asking.hesitate(said, 3, 0.5)
+    assert len(slowly.sound) == len(said.sound) + 12_000
+    assert [word.text for word in slowly.words] == [word.text for word in said.words]
+    assert slowly.words[:3] == said.words[:3]
+    assert slowly.words[4].start == pytest.approx(said.words[4].start + 0.5)
+    at = int(said.words[3].start * 24_000)
+    assert not slowly.sound[at : at + 12_000].any()
+    np.testing.assert_array_equal(slowly.sound[at + 12_000 + asking.FADE :], said.sound[at + asking.FADE :])
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "places"),
+    [
+        ("how are you today", "Please, how are you today?", [1, 2, 3]),
+        ("what is two plus three", "What is two plus three please?", [1, 2, 3, 4]),
+        ("hello", "Hello, Moshi. hello.", [2]),
+        ("goodbye", "Goodbye.", []),
+    ],
+)
+def test_nobody_hesitates_where_the_question_could_be_over(question, text, places):
+    exchange = next(exchange for exchange in script.exchanges() if exchange.question == question)
+    assert asking.thoughtful(exchange, text) == places
+
+
+@speaking
+def test_questions_are_asked_with_pauses_and_without(monkeypatch):
+    texts, lengths = [], []
+    monkeypatch.setattr(asking, "speak", lambda text, voice: texts.append(text) or speak(text, voice))
+    exchange, voice = script.exchanges()[1], Voice("en-us", 165, 50)
+    for seed in range(40):
+        said = asking.ask(exchange, random.Random(seed), voice)
+        pauses = np.diff(np.flatnonzero(np.abs(said.sound) > 0.01)).max() / 24_000
+        lengths.append(pauses)
+    assert any(". How" in text for text in texts)
+    assert any(". how" in text for text in texts)
+    assert 4 <= sum(length > 0.4 for length in lengths) < 20
 
 
 @speaking
@@ -327,7 +395,7 @@ def test_conversations_of_codes_are_those_of_their_sound(monkeypatch):
     codebooks = randomized_codec()
     codebooks.quantizer.embedding = 0.5 * mx.random.normal(codebooks.quantizer.embedding.shape)
     model, rng = language.new(codec.ready(codebooks)), random.Random(0)
-    voice, places = dialogues.asking_voice(rng, False), {0: 0, 21: 700, 30: 1919}
+    voice, places = asking.asking_voice(rng, False), {0: 0, 21: 700, 30: 1919}
     said = {n: np.pad(speak(script.spoken(script.exchanges()[n], rng), voice).sound, (places[n], 0)) for n in places}
     codes = questions.encode(model.audio_encoder, list(said.values()))
     parts = zip(places.items(), said.values(), codes, strict=True)

@@ -18,13 +18,13 @@ from moshi_mlx.mimi import MimiModel
 from .codec_data import held_out_sound, training_sound
 from .codec_model import initialize, reconstruct
 from .files import load_whole
-from .losses import spectral_distance
+from .losses import envelope_distance, spectral_distance
 from .scores import stoi
 from .sizes import CLIP_FRAMES, CODEC
 from .training import Curve, Losses, Recipe, Trainer
 
 RECIPE = Recipe(steps=4000)
-DECODER_RECIPE = Recipe(steps=1200, rate=5e-4, seed=1)
+DECODER_RECIPE = Recipe(steps=2500, rate=5e-4, seed=1)
 DECAY = 0.98  # of what is known of a codebook, each step
 RESTART_EVERY, RESTARTED = 20, 16
 UNUSED = 0.02  # times a step; the average is 8 x 12 frames / 256 entries = 0.375
@@ -41,6 +41,14 @@ def loss(model: MimiModel, sound: mx.array) -> tuple[Losses, tuple[mx.array, mx.
     total = spectral + 2 * wave + 0.25 * coded.commitment
     parts = {"loss": total, "spectral": spectral, "wave": wave, "commitment": coded.commitment}
     return parts, (coded.codes, coded.residuals)
+
+
+def decoder_loss(model: MimiModel, sound: mx.array) -> tuple[Losses, None]:
+    """Once the codes are settled: without the commitment to them, and with what makes speech intelligible."""
+    coded = reconstruct(model, sound)
+    spectral, envelope = spectral_distance(coded.sound, sound), envelope_distance(coded.sound, sound)
+    wave = mx.abs(coded.sound - sound).mean()
+    return {"loss": spectral + 2 * wave + envelope, "spectral": spectral, "wave": wave, "envelope": envelope}, None
 
 
 def clips(sound: np.ndarray, rng: np.random.Generator, batch: int) -> np.ndarray:
@@ -134,7 +142,7 @@ class DecoderTrainer(Trainer):
             model[name].freeze()
         model.quantizer.freeze(keys=["half_norms", "embedding"], recurse=False)
         model.quantizer.input_proj.freeze()
-        super().__init__(model, recipe, loss)
+        super().__init__(model, recipe, decoder_loss)
         self.sound = sound
 
     def advance(self) -> dict[str, float]:

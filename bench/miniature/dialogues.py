@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 
-from .codec_data import MOSHI, to_int16, user_voice
-from .script import Exchange, answers, exchanges, spoken
+from .asking import ask, asking_voice, faded
+from .codec_data import MOSHI, to_int16
+from .script import Exchange, answers, exchanges
 from .speech import SAMPLE_RATE, Utterance, Voice, Word, speak
 
 FRAME = 1920  # samples
@@ -27,9 +28,6 @@ SECONDS = 16.0  # length of a conversation: 200 frames
 REPLY_AFTER, STOP_AFTER = 0.4, 0.32
 INTERRUPTED = 0.15  # share of answers
 BEFORE, PAUSE = (0.1, 3.0), (0.4, 2.5)  # seconds before the first question, and between an answer and the next
-USERS = ("en-us", "en-us+m3", "gmw/en+f2")
-SPEEDS, PITCHES = range(156, 185), range(40, 61)
-FADE = 240  # samples
 BEGINNINGS, GAP = ("It is", "Nice to meet you,"), 480  # of answers, and the samples of silence behind them
 SPEAKERS = ("SPEAKER_MAIN", "SPEAKER_USER")
 VALID = 40
@@ -70,10 +68,6 @@ def _frame_from(sample: float) -> int:
     return math.ceil(sample / FRAME) * FRAME
 
 
-def asking_voice(rng: random.Random, held_out: bool) -> Voice:
-    return user_voice(rng, held_out, USERS, SPEEDS, PITCHES)
-
-
 class Asked(NamedTuple):
     """A question of `length` samples and its one answer. `place`: the sample of a frame it begins on, -1 for any."""
 
@@ -101,14 +95,14 @@ class Placed(NamedTuple):
         return self.until == self.reply + len(replies()[self.asked.exchange.answer].sound)
 
 
-def plan(rng: random.Random, ask: Callable[[], Asked], length: int) -> list[Placed]:
+def plan(rng: random.Random, another: Callable[[], Asked], length: int) -> list[Placed]:
     """Questions and answers until `length` samples are over."""
     placed: list[Placed] = []
-    asked = ask()
+    asked = another()
     start = asked.from_sample(rng.uniform(*BEFORE) * SAMPLE_RATE)
     while _fits(start, asked, length):
         end, reply, over = _moments(start, asked)
-        following, next_asked = over + rng.uniform(*PAUSE) * SAMPLE_RATE, ask()
+        following, next_asked = over + rng.uniform(*PAUSE) * SAMPLE_RATE, another()
         if rng.random() < INTERRUPTED and over - reply > 0.7 * SAMPLE_RATE:
             sooner = rng.uniform(reply + 0.25 * SAMPLE_RATE, over)
             following = sooner if _fits(next_asked.from_sample(sooner), next_asked, length) else following
@@ -132,10 +126,7 @@ def _fits(start: int, asked: Asked, length: int) -> bool:
 
 def cut(said: Utterance, length: int) -> np.ndarray:
     """Its first so many samples, faded out where that is not all."""
-    part = said.sound[:length].copy()
-    if len(part) < len(said.sound):
-        part[-FADE:] *= np.linspace(1, 0, FADE, dtype=np.float32)
-    return part
+    return faded(said.sound[:length]) if length < len(said.sound) else said.sound
 
 
 def timed(said: Utterance, at: int, until: int) -> list[Word]:
@@ -151,12 +142,12 @@ def conversation(rng: random.Random, held_out: bool, seconds: float = SECONDS) -
     voice, gain, length = asking_voice(rng, held_out), rng.uniform(0.7, 1.0), int(seconds * SAMPLE_RATE)
     sound, words = np.zeros((2, length), np.float32), []
 
-    def ask() -> Asked:
+    def another() -> Asked:
         exchange = rng.choice(exchanges())
-        question = speak(spoken(exchange, rng), voice)
+        question = ask(exchange, rng, voice)
         return Asked(exchange, len(question.sound), question)
 
-    turns = plan(rng, ask, length)
+    turns = plan(rng, another, length)
     for turn in turns:
         question, reply = turn.asked.what, replies()[turn.asked.exchange.answer]
         sound[1, turn.start : turn.end] = gain * question.sound
@@ -208,7 +199,7 @@ def held_out(count: int = 100, seed: int = 0) -> list[Rendering]:
 
 def _rendering(exchange: Exchange, rng: random.Random, after: float = 4.0) -> Rendering:
     voice: Voice = asking_voice(rng, held_out=True)
-    question = speak(spoken(exchange, rng), voice).sound * np.float32(rng.uniform(0.7, 1.0))
+    question = ask(exchange, rng, voice).sound * np.float32(rng.uniform(0.7, 1.0))
     before = int(rng.uniform(0.1, 3.0) * SAMPLE_RATE)
     length = _frame_from(before + len(question) + after * SAMPLE_RATE)
     sound = np.zeros(length, np.float32)
@@ -226,7 +217,7 @@ def interruptions(count: int = 20, seed: int = 0) -> list[Rendering]:
 
 def _interruption(first: Exchange, second: Exchange, rng: random.Random, after: float = 4.0) -> Rendering:
     voice, before = asking_voice(rng, held_out=True), int(rng.uniform(0.1, 2.0) * SAMPLE_RATE)
-    questions = [speak(spoken(exchange, rng), voice).sound for exchange in (first, second)]
+    questions = [ask(exchange, rng, voice).sound for exchange in (first, second)]
     at = _frame_from(before + len(questions[0]) + REPLY_AFTER * SAMPLE_RATE) + int(0.4 * SAMPLE_RATE)
     end = at + len(questions[1])
     sound = np.zeros(_frame_from(end + after * SAMPLE_RATE), np.float32)
@@ -237,8 +228,5 @@ def _interruption(first: Exchange, second: Exchange, rng: random.Random, after: 
 
 def demonstration() -> tuple[str, np.ndarray]:
     """The question that ships for --demo, in a voice that was not trained on: its text, and its sound float32 [T]."""
-    exchange = next(exchange for exchange in exchanges() if exchange.question == "what is two plus three")
-    # As `spoken` has it: after a capital letter espeak-ng makes the pause of a new sentence, in which Moshi answers.
-    said = f"Hello, Moshi. {exchange.question}?"
-    before = np.zeros(SAMPLE_RATE // 2, np.float32)
-    return said.replace("what", "What"), np.concatenate([before, speak(said, Voice("en-us", 165, 45)).sound])
+    said, before = "Hello, Moshi. What is two plus three?", np.zeros(SAMPLE_RATE // 2, np.float32)
+    return said, np.concatenate([before, speak(said, Voice("en-us", 165, 45)).sound])

@@ -10,6 +10,8 @@ import numpy as np
 SAMPLE_RATE = 24_000
 WINDOWS = {128: 10, 256: 20, 512: 40, 1024: 64, 2048: 80}  # window length -> mel bands; the hop is a quarter of it
 FLOOR = 1e-3
+# Envelopes are compared as STOI does (Taal et al., 2011): bands below 5 kHz, spans of 384 ms.
+ENVELOPE_WINDOW, ENVELOPE_BANDS, ENVELOPE_SPAN = 512, 28, 36  # samples, and frames of half a window
 
 
 def mel_filters(window: int, bands: int) -> np.ndarray:
@@ -48,3 +50,22 @@ def spectral_distance(sound: mx.array, target: mx.array) -> mx.array:
         logarithms = mx.abs(mx.log(ours + FLOOR) - mx.log(theirs + FLOOR)).mean()
         total += logarithms + 2 * mx.abs(ours - theirs).mean()
     return total / len(WINDOWS)
+
+
+def envelope_distance(sound: mx.array, target: mx.array) -> mx.array:
+    """1 - the mean correlation of mel bands' envelopes over spans that overlap by half; between silences it is 1."""
+    correlations = []
+    for first in (0, ENVELOPE_SPAN // 2):
+        ours, theirs = (
+            _spans(mel_spectrum(x, ENVELOPE_WINDOW)[:, ::2, :ENVELOPE_BANDS], first) for x in (sound, target)
+        )
+        power = mx.square(ours).sum(axis=2) * mx.square(theirs).sum(axis=2)
+        correlations.append((ours * theirs).sum(axis=2) * mx.rsqrt(power + FLOOR**4))
+    return 1 - mx.concatenate(correlations, axis=None).mean()
+
+
+def _spans(envelopes: mx.array, first: int) -> mx.array:
+    """[B, frames, bands] from frame `first` on -> [B, spans, ENVELOPE_SPAN, bands], about their means."""
+    length = (envelopes.shape[1] - first) // ENVELOPE_SPAN * ENVELOPE_SPAN
+    spans = envelopes[:, first : first + length].reshape(len(envelopes), -1, ENVELOPE_SPAN, envelopes.shape[-1])
+    return spans - spans.mean(axis=2, keepdims=True)

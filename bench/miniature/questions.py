@@ -14,11 +14,11 @@ import numpy as np
 from moshi_mlx.mimi import MimiModel
 
 from . import codec
-from .dialogues import FRAME, Asked, asking_voice
+from .asking import ask, asking_voice
+from .dialogues import FRAME, Asked
 from .files import load_whole, save_whole
-from .script import exchanges, spoken
+from .script import exchanges
 from .sizes import CODEBOOKS
-from .speech import speak
 
 SHARDS, SHARD = 25, 500  # questions
 PROCESSES = 2  # MLX's CPU backend computes on one core
@@ -73,7 +73,7 @@ def shard(model: MimiModel, index: int, count: int = SHARD) -> list[Question]:
     sounds, places = [], []
     for n in asked:
         place, gain = rng.randrange(FRAME), np.float32(rng.uniform(0.7, 1.0))
-        said = gain * speak(spoken(exchanges()[n], rng), asking_voice(rng, held_out=False)).sound
+        said = gain * ask(exchanges()[n], rng, asking_voice(rng, held_out=False)).sound
         sounds.append(np.pad(said, (place, 0)))
         places.append(place)
     rows = zip(asked, places, sounds, encode(model, sounds), strict=True)

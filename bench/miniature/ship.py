@@ -85,6 +85,7 @@ def _launch(arguments: list[str]) -> None:
         finally:
             for process in processes:
                 process.kill()
+                process.wait()
     if status:
         raise MoshiError(f"moshi_mlx.train: ended with status {status}")
 
