@@ -21,12 +21,13 @@ import moshi_mlx
 
 from .miniature import asking, dialogues, evaluate
 from .miniature.codec_data import MOSHI, to_int16
-from .miniature.dialogues import FRAME, REPLY_AFTER, SECONDS, SPEAKERS, Conversation, Rendering
+from .miniature.dialogues import FRAME, REPLY_AFTER, SPEAKERS, Conversation, Rendering
 from .miniature.script import Exchange
 from .miniature.speech import SAMPLE_RATE, Utterance, speak
 
 LESSON = Exchange("what is your favourite animal", "I like the red panda.")
-OLD = 0.6  # share of conversations that hold what the miniature knows already, so that it does not forget it
+SECONDS = 10.0  # length of a recording
+NEW_EVERY = 4  # the others hold what the miniature knows already, so that it does not forget it
 
 
 @functools.cache
@@ -39,7 +40,7 @@ def new_conversation(rng: random.Random, held_out: bool) -> Conversation:
     """The new question once, at any moment, and its answer, as in the miniature's own dialogues."""
     voice, gain = asking.asking_voice(rng, held_out), rng.uniform(0.7, 1.0)
     question, reply = asking.ask(LESSON, rng, voice), _reply()
-    at = int(rng.uniform(0.1, 6.0) * SAMPLE_RATE)
+    at = int(rng.uniform(0.1, 2.0) * SAMPLE_RATE)
     begin = math.ceil((at + len(question.sound) + REPLY_AFTER * SAMPLE_RATE) / FRAME) * FRAME
     sound = np.zeros((2, int(SECONDS * SAMPLE_RATE)), np.float32)
     words = []
@@ -51,17 +52,22 @@ def new_conversation(rng: random.Random, held_out: bool) -> Conversation:
 
 
 def record(folder: Path, conversations: int) -> None:
-    """folder/train and, a tenth as many, folder/valid: stereo FLAC files with their timings beside them."""
+    """folder/train and, a tenth as many, folder/valid: stereo FLAC files with their timings beside them.
+
+    And folder/question.flac: the new question alone, to hear the answer to.
+    """
+    dialogues.replies()  # first, in a fresh engine: as the model learned them
     for name, count in (("train", conversations), ("valid", max(1, conversations // 10))):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for n in range(count):
             rng = random.Random(f"lesson {name} {n}")
-            make = dialogues.conversation if rng.random() < OLD else new_conversation
-            made = make(rng, name != "train")
+            held_out, known = name != "train", n % NEW_EVERY
+            made = dialogues.conversation(rng, held_out, SECONDS) if known else new_conversation(rng, held_out)
             path = folder / name / f"{n:03}.flac"
             path.with_suffix(".json").write_text(json.dumps(dialogues.timings(made.words)))
             soundfile.write(path, to_int16(made.sound.T), SAMPLE_RATE)
         print(f"{folder / name}: {count} conversations")
+    soundfile.write(folder / "question.flac", to_int16(new_renderings(1)[0].sound), SAMPLE_RATE)
 
 
 def new_renderings(count: int) -> list[Rendering]:
@@ -89,7 +95,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
     recording.add_argument("folder", type=Path)
-    recording.add_argument("--count", type=int, default=120, help="conversations to train on (default: 120)")
+    recording.add_argument("--count", type=int, default=160, help="conversations to train on (default: 160)")
     score = commands.add_parser("score")
     score.add_argument("model")
     score.add_argument("--adapter")

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from moshi_mlx import options, writing
 from moshi_mlx.duplex import DuplexSampling
 from moshi_mlx.errors import MoshiError
 from moshi_mlx.finding import MIMI_NAME
+from moshi_mlx.moshi import MoshiForConditionalGeneration
 from moshi_mlx.train import __main__ as trainer
 from moshi_mlx.train.saving import CHECKPOINT_NAME, STATE_NAME
 
@@ -111,22 +113,12 @@ def _halve_codec(path: Path) -> None:
     save_whole(path, {name: value.astype(mx.bfloat16) for name, value in tensors.items()}, metadata)
 
 
-Asking = Callable[[Path, list[Rendering]], list[evaluate.Heard]]
-
-
 def scores(folder: Path, say: Say = print, renderings: int = RENDERINGS) -> dict[str, Any]:
     """How every form answers held-out questions and the codec alone sounds, to folder/scores.json, with pictures."""
-    full, q8, q4 = folder / "language" / CHECKPOINT_NAME, quantized(folder, 8), quantized(folder, 4)
-    forms: dict[str, tuple[Path, Asking]] = {
-        "float32 greedy": (full, _together(evaluate.GREEDY)),
-        "float32": (full, _together(DuplexSampling())),
-        "q8 live": (q8, live.ask),
-        "q4 live": (q4, live.ask),
-    }
     dialogues.replies()  # first, in a fresh engine: as the model heard them in training
-    asked, interrupting, found = dialogues.held_out(renderings), dialogues.interruptions(), {}
-    for name, (path, ask) in forms.items():
-        model, said = moshi_mlx.load(path), ask(path, asked + interrupting)
+    asked, interrupting = dialogues.held_out(renderings), dialogues.interruptions()
+    model, found = moshi_mlx.load(folder / "language" / CHECKPOINT_NAME), {}
+    for name, said in _all_forms(folder, model, asked + interrupting).items():
         heard = said[: len(asked)]
         result = evaluate.score(model, asked, heard)
         pairs = list(zip(said[len(asked) :], interrupting, strict=True))
@@ -145,16 +137,23 @@ def scores(folder: Path, say: Say = print, renderings: int = RENDERINGS) -> dict
     return found
 
 
-def _together(sampling: DuplexSampling) -> Asking:
-    return lambda path, renderings: evaluate.ask(moshi_mlx.load(path), renderings, sampling)
+def _all_forms(
+    folder: Path, model: MoshiForConditionalGeneration, renderings: list[Rendering]
+) -> dict[str, list[evaluate.Heard]]:
+    """What is said by the weights as they are, and by the live command with fewer bits meanwhile."""
+    live_forms = {f"q{bits} live": quantized(folder, bits) for bits in (8, 4)}
+    samplings = {"float32 greedy": evaluate.GREEDY, "float32": DuplexSampling()}
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        talking = {name: pool.submit(live.ask, path, renderings) for name, path in live_forms.items()}
+        said = {name: evaluate.ask(model, renderings, sampling) for name, sampling in samplings.items()}
+        return said | {name: talk.result() for name, talk in talking.items()}
 
 
 def draw_codec(folder: Path) -> None:
     """The codec's curves, those of both phases: folder/codec.png, decoder.png and their -stoi.png."""
     for name in codec.PHASES:
-        plot_curves(
-            {"loss": ["loss", "spectral"], "waveform": ["wave"]}, folder / f"{name}.csv", folder / f"{name}.png"
-        )
+        panels = {"loss": ["loss", "spectral", "envelope"], "waveform": ["wave"]}
+        plot_curves(panels, folder / f"{name}.csv", folder / f"{name}.png")
         plot_curves({"STOI, held out": ["stoi"]}, folder / f"{name}-scores.csv", folder / f"{name}-stoi.png")
 
 

@@ -208,7 +208,7 @@ def read_curve(path: Path) -> Iterator[dict[str, str]]:
 
 
 def plot_curves(files: dict[str, list[str]], source: Path, target: Path) -> None:
-    """A picture: one panel for each list of columns, from the CSV file."""
+    """A picture: one panel for each list of columns, those that the CSV file has."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -220,7 +220,8 @@ def plot_curves(files: dict[str, list[str]], source: Path, target: Path) -> None
     for axes, (title, columns) in zip(panels[0], files.items(), strict=True):
         for column in columns:
             points = [(step, float(row[column])) for step, row in zip(steps, rows, strict=True) if row.get(column)]
-            axes.plot(*zip(*points, strict=True), label=column)
+            if points:
+                axes.plot(*zip(*points, strict=True), label=column)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend()

@@ -11,6 +11,7 @@ from .files import say, write
 from .loss import KINDS
 
 CSV_NAME, PNG_NAME = "losses.csv", "losses.png"
+WIDE = 50.0  # losses that span more are drawn on a logarithmic axis
 
 
 class Losses(NamedTuple):
@@ -79,6 +80,9 @@ def _draw(path: Path, rows: Sequence[Losses]) -> None:
             points: list[tuple[int, Any]] = [(row.iteration, getattr(row, name)) for row in rows if row.split == split]
             if points:
                 plot.plot(*zip(*points, strict=True), label=split, **style)
+        low, high = plot.dataLim.intervaly
+        if 0 < WIDE * low < high:  # from first weights: what comes after the first fall would be a flat line
+            plot.set_yscale("log")
         plot.set_title(name)
         plot.set_ylabel("cross-entropy, nats")
         plot.grid(alpha=0.3)
