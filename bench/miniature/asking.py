@@ -9,7 +9,7 @@ import numpy as np
 
 from .codec_data import user_voice
 from .script import Exchange, exchanges, spoken
-from .speech import SAMPLE_RATE, Utterance, Voice, Word, speak
+from .speech import SAMPLE_RATE, Utterance, Voice, delayed, speak
 
 USERS = ("en-us", "en-us+m3", "gmw/en+f2")
 SPEEDS, PITCHES = range(156, 185), range(40, 61)
@@ -45,9 +45,8 @@ def hesitate(said: Utterance, word: int, seconds: float) -> Utterance:
     """So many seconds of silence before that word."""
     at, pause = int(said.words[word].start * SAMPLE_RATE), np.zeros(int(seconds * SAMPLE_RATE), np.float32)
     first, rest = faded(said.sound[:at]), faded(said.sound[at:][::-1])[::-1]
-    later = len(pause) / SAMPLE_RATE
-    words = [Word(w.text, later + w.start, later + w.end) for w in said.words[word:]]
-    return Utterance(np.concatenate([first, pause, rest]), [*said.words[:word], *words])
+    words = [*said.words[:word], *delayed(said.words[word:], len(pause) / SAMPLE_RATE)]
+    return Utterance(np.concatenate([first, pause, rest]), words)
 
 
 def faded(sound: np.ndarray) -> np.ndarray:

@@ -33,22 +33,24 @@ PHASES = ("codec", "decoder")  # files of each: NAME.safetensors, NAME.csv, NAME
 HEARING = ("encoder", "encoder_transformer", "downsample")
 
 
+def distance(sound: mx.array, target: mx.array) -> Losses:
+    """How far a sound [B, T] is from the one that it should be."""
+    spectral, wave = spectral_distance(sound, target), mx.abs(sound - target).mean()
+    return {"loss": spectral + 2 * wave, "spectral": spectral, "wave": wave}
+
+
 def loss(model: MimiModel, sound: mx.array) -> tuple[Losses, tuple[mx.array, mx.array]]:
     """sound [B, T] -> losses, and (codes, residuals) for the codebooks."""
     coded = reconstruct(model, sound)
-    spectral = spectral_distance(coded.sound, sound)
-    wave = mx.abs(coded.sound - sound).mean()
-    total = spectral + 2 * wave + 0.25 * coded.commitment
-    parts = {"loss": total, "spectral": spectral, "wave": wave, "commitment": coded.commitment}
-    return parts, (coded.codes, coded.residuals)
+    parts = distance(coded.sound, sound) | {"commitment": coded.commitment}
+    return parts | {"loss": parts["loss"] + 0.25 * coded.commitment}, (coded.codes, coded.residuals)
 
 
 def decoder_loss(model: MimiModel, sound: mx.array) -> tuple[Losses, None]:
     """Once the codes are settled: without the commitment to them, and with what makes speech intelligible."""
     coded = reconstruct(model, sound)
-    spectral, envelope = spectral_distance(coded.sound, sound), envelope_distance(coded.sound, sound)
-    wave = mx.abs(coded.sound - sound).mean()
-    return {"loss": spectral + 2 * wave + envelope, "spectral": spectral, "wave": wave, "envelope": envelope}, None
+    parts = distance(coded.sound, sound) | {"envelope": envelope_distance(coded.sound, sound)}
+    return parts | {"loss": parts["loss"] + parts["envelope"]}, None
 
 
 def clips(sound: np.ndarray, rng: np.random.Generator, batch: int) -> np.ndarray:

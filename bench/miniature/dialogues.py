@@ -21,7 +21,7 @@ import soundfile
 from .asking import ask, asking_voice, faded
 from .codec_data import MOSHI, to_int16
 from .script import Exchange, answers, exchanges
-from .speech import SAMPLE_RATE, Utterance, Voice, Word, speak
+from .speech import SAMPLE_RATE, Utterance, Voice, Word, delayed, speak
 
 FRAME = 1920  # samples
 SECONDS = 16.0  # length of a conversation: 200 frames
@@ -57,9 +57,8 @@ def _reply(answer: str, begun: dict[str, Utterance]) -> Utterance:
         if answer.startswith(beginning):
             gap = np.zeros(GAP, np.float32)
             rest = speak(answer.removeprefix(beginning).strip(), MOSHI)
-            later = (len(first.sound) + GAP) / SAMPLE_RATE
-            words = [Word(word.text, later + word.start, later + word.end) for word in rest.words]
-            return Utterance(np.concatenate([first.sound, gap, rest.sound]), [*first.words, *words])
+            words = [*first.words, *delayed(rest.words, (len(first.sound) + GAP) / SAMPLE_RATE)]
+            return Utterance(np.concatenate([first.sound, gap, rest.sound]), words)
     return speak(answer, MOSHI)
 
 
@@ -198,7 +197,7 @@ def held_out(count: int = 100, seed: int = 0) -> list[Rendering]:
 
 
 def _rendering(exchange: Exchange, rng: random.Random, after: float = 4.0) -> Rendering:
-    voice: Voice = asking_voice(rng, held_out=True)
+    voice = asking_voice(rng, held_out=True)
     question = ask(exchange, rng, voice).sound * np.float32(rng.uniform(0.7, 1.0))
     before = int(rng.uniform(0.1, 3.0) * SAMPLE_RATE)
     length = _frame_from(before + len(question) + after * SAMPLE_RATE)

@@ -41,6 +41,10 @@ class Word(NamedTuple):
     end: float
 
 
+def delayed(words: list[Word], seconds: float) -> list[Word]:
+    return [Word(word.text, seconds + word.start, seconds + word.end) for word in words]
+
+
 class Utterance(NamedTuple):
     """sound float32 [T] at SAMPLE_RATE, its peak PEAK, without silence at the ends; the words in their order."""
 
