@@ -21,8 +21,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from moshi_mlx import MoshiError, chips
-from moshi_mlx.arguments import Parser
+from moshi_mlx import MoshiError
+from moshi_mlx.machine import chips
+from moshi_mlx.terminal.arguments import Parser
 
 from . import cases, measure, peers, roofline
 from .cases import Spec

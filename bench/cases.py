@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from moshi_mlx import duplex, session
-from moshi_mlx.config import MimiConfig, MoshiConfig
-from moshi_mlx.duplex import DuplexSampling
+from moshi_mlx.conversation import duplex, session
+from moshi_mlx.conversation.duplex import DuplexSampling
 from moshi_mlx.errors import ConfigError
-from moshi_mlx.moshi import MoshiForConditionalGeneration
-from moshi_mlx.sampling import noise, sample
-from moshi_mlx.state import State
+from moshi_mlx.models.config import MimiConfig, MoshiConfig
+from moshi_mlx.models.moshi import MoshiForConditionalGeneration
+from moshi_mlx.models.sampling import noise, sample
+from moshi_mlx.models.state import State
 
 from . import random_checkpoint
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from moshi_mlx.safetensors import as_mx, stored
+from moshi_mlx.checkpoints.safetensors import as_mx, stored
 
 CHUNK = 2**26  # bytes
 FLAGS = ["-q", "--q-bits", "4", "--q-group-size", "32"]

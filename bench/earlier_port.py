@@ -7,6 +7,7 @@ python -m bench.earlier_port check FOLDER                   # the same tokens th
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def make(folder: Path) -> None:
 
 def run(folder: Path) -> None:
     """In the port: its own way of choosing the quantization by the file's name, then load_weights(strict=True)."""
-    from moshi_mlx import models  # type: ignore[attr-defined]
+    models = importlib.import_module("moshi_mlx.models")  # the port's, in its own environment
 
     for name in KINDS:
         config = json.loads((folder / name / "config.json").read_text())

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from moshi_mlx import view
-from moshi_mlx.loop import Controls, Moment
+from moshi_mlx.conversation.loop import Controls, Moment
+from moshi_mlx.local import view
 
 from .simulate import FRAME, RATE, Row, Simulation
 

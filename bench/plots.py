@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot
 
-from moshi_mlx.chips import FRAME_MS
+from moshi_mlx.machine.chips import FRAME_MS
 
 from .measure import weights_label
 

@@ -3,7 +3,7 @@
     python -m bench roofline --chip "M2" --bits 4
 
 The step that conversations run is traced over weights that have shapes and no memory, so that bytes, operations and
-primitives are those of the code as it is. Memory bandwidths are Apple's published ones (moshi_mlx/chips.py).
+primitives are those of the code as it is. Memory bandwidths are Apple's published ones (moshi_mlx/machine/chips.py).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from unittest.mock import patch
 
 import mlx.core as mx
 
-from moshi_mlx import chips
-from moshi_mlx.chips import FRAME_MS, Chip
-from moshi_mlx.config import MoshiConfig
-from moshi_mlx.filling import fill
-from moshi_mlx.layouts import kyutai_mlx
-from moshi_mlx.moshi import MoshiForConditionalGeneration
-from moshi_mlx.session import BUFFER_CACHE_BYTES
-from moshi_mlx.state import flatten, unflatten
+from moshi_mlx.checkpoints.filling import fill
+from moshi_mlx.checkpoints.layouts import kyutai_mlx
+from moshi_mlx.conversation.session import BUFFER_CACHE_BYTES
+from moshi_mlx.machine import chips
+from moshi_mlx.machine.chips import FRAME_MS, Chip
+from moshi_mlx.models.config import MoshiConfig
+from moshi_mlx.models.moshi import MoshiForConditionalGeneration
+from moshi_mlx.models.state import flatten, unflatten
 
 from . import cases, measure
 from .random_checkpoint import language_tensors

@@ -14,10 +14,10 @@ from unittest import mock
 
 import numpy as np
 
-from moshi_mlx.devices import Microphone, Speaker
-from moshi_mlx.live import Conversation
-from moshi_mlx.pacing import LIMIT
-from moshi_mlx.portaudio import Device
+from moshi_mlx.audio.devices import Microphone, Speaker
+from moshi_mlx.audio.pacing import LIMIT
+from moshi_mlx.audio.portaudio import Device
+from moshi_mlx.local.live import Conversation
 
 RATE, FRAME = 24_000, 1920
 QUIET = SimpleNamespace(input_overflow=False, output_underflow=False)
@@ -61,8 +61,8 @@ class Simulation:
         self._marks: deque[tuple[int, float]] = deque()
         device = Device(0, "simulated", "none", 1, 1, RATE, ("Input", "Output"))
         with (
-            mock.patch("moshi_mlx.portaudio.find", return_value=device),
-            mock.patch("moshi_mlx.portaudio.open_stream", return_value=(Stream(), RATE)),
+            mock.patch("moshi_mlx.audio.portaudio.find", return_value=device),
+            mock.patch("moshi_mlx.audio.portaudio.open_stream", return_value=(Stream(), RATE)),
         ):
             self.microphone, self.speaker = Microphone(RATE, FRAME), Speaker(RATE, FRAME)
         self.talk = Conversation(self.microphone, self.speaker, limit, self.notices.append, lambda: self.now)

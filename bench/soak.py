@@ -22,9 +22,9 @@ import numpy as np
 from rich.console import Console
 
 import moshi_mlx
-from moshi_mlx import options, view
-from moshi_mlx.loop import Controls, Moment
-from moshi_mlx.recorder import Recorder
+from moshi_mlx.audio.recorder import Recorder
+from moshi_mlx.conversation.loop import Controls, Moment
+from moshi_mlx.local import options, view
 
 from .simulate import FRAME, QUIET, RATE, Simulation
 

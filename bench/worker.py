@@ -10,8 +10,8 @@ import mlx.nn as nn
 import numpy as np
 
 import moshi_mlx
-from moshi_mlx.moshi import MoshiForConditionalGeneration
-from moshi_mlx.state import flatten
+from moshi_mlx.models.moshi import MoshiForConditionalGeneration
+from moshi_mlx.models.state import flatten
 
 from . import cases
 from .peers.serve import Work, serve, sound

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from moshi_mlx.checkpoint import LAYOUTS
-from moshi_mlx.quantization import Quantization
+from moshi_mlx.checkpoints.quantization import Quantization
+from moshi_mlx.checkpoints.reading import LAYOUTS
 
 LIBRARIES = {"mlx": "mlx", "kyutai": "moshi", "huggingface": "transformers"}
 RUN = {

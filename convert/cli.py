@@ -16,16 +16,16 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from moshi_mlx import hub, writing
-from moshi_mlx.arguments import Parser
-from moshi_mlx.checkpoint import LAYOUTS, Checkpoint, open_checkpoint
+from moshi_mlx.checkpoints import hub, writing
+from moshi_mlx.checkpoints.quantization import MODES
+from moshi_mlx.checkpoints.reading import LAYOUTS, Checkpoint, open_checkpoint
 from moshi_mlx.errors import InputError, MoshiError
-from moshi_mlx.preflight import size
-from moshi_mlx.quantization import MODES
+from moshi_mlx.terminal.arguments import Parser
+from moshi_mlx.terminal.progress import progress
+from moshi_mlx.terminal.sizes import size
 
 from . import card, comparing, inspecting, pipeline, recipes
 from .pipeline import Options, Outcome
-from .progress import progress
 
 PROGRAM = "moshi_mlx.convert"
 MOSHI_TOKENIZER = "hf://kyutai/moshiko-pytorch-bf16/tokenizer_spm_32k_3.model"

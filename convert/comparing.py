@@ -17,15 +17,16 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from moshi_mlx import duplex, files, preflight
-from moshi_mlx.arguments import Parser
-from moshi_mlx.checkpoint import load
-from moshi_mlx.duplex import DuplexSampling
+from moshi_mlx.audio import files
+from moshi_mlx.checkpoints.reading import load
+from moshi_mlx.conversation import duplex
+from moshi_mlx.conversation.duplex import DuplexSampling
 from moshi_mlx.errors import InputError
-from moshi_mlx.moshi import MoshiForConditionalGeneration
-from moshi_mlx.preflight import size
-
-from .progress import progress
+from moshi_mlx.machine import preflight
+from moshi_mlx.models.moshi import MoshiForConditionalGeneration
+from moshi_mlx.terminal.arguments import Parser
+from moshi_mlx.terminal.progress import progress
+from moshi_mlx.terminal.sizes import size
 
 POSITIONS = 32  # of one call
 PICTURES = (".png", ".svg", ".pdf")

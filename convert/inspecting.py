@@ -7,15 +7,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from moshi_mlx import hub
-from moshi_mlx.arguments import Parser
-from moshi_mlx.checkpoint import LAYOUTS, Checkpoint, open_checkpoint
-from moshi_mlx.preflight import size
-from moshi_mlx.quantization import PARTS, Quantization
-from moshi_mlx.safetensors import FLOATS
-from moshi_mlx.writing import NAMED_QUANTIZATIONS
-
-from .progress import progress
+from moshi_mlx.checkpoints import hub
+from moshi_mlx.checkpoints.quantization import PARTS, Quantization
+from moshi_mlx.checkpoints.reading import LAYOUTS, Checkpoint, open_checkpoint
+from moshi_mlx.checkpoints.safetensors import FLOATS
+from moshi_mlx.checkpoints.writing import NAMED_QUANTIZATIONS
+from moshi_mlx.terminal.arguments import Parser
+from moshi_mlx.terminal.progress import progress
+from moshi_mlx.terminal.sizes import size
 
 READ_BYTES = 2**22
 

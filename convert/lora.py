@@ -14,11 +14,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from moshi_mlx import translation
-from moshi_mlx.config import MoshiConfig
+from moshi_mlx.checkpoints import translation
+from moshi_mlx.checkpoints.finding import CONFIG_NAME, read_json
+from moshi_mlx.checkpoints.safetensors import Tensor, TensorInfo, as_mx, as_stored, code_of, mx_type, stored
 from moshi_mlx.errors import CheckpointError, InputError
-from moshi_mlx.finding import CONFIG_NAME, read_json
-from moshi_mlx.safetensors import Tensor, TensorInfo, as_mx, as_stored, code_of, mx_type, stored
+from moshi_mlx.models.config import MoshiConfig
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from moshi_mlx import layouts, quantization, writing
-from moshi_mlx.checkpoint import Checkpoint, read_tokenizer
+from moshi_mlx.checkpoints import layouts, quantization, writing
+from moshi_mlx.checkpoints.filling import language_shapes
+from moshi_mlx.checkpoints.quantization import PARTS, Quantization
+from moshi_mlx.checkpoints.reading import Checkpoint, read_tokenizer
+from moshi_mlx.checkpoints.safetensors import FLOATS, Block, Tensor, TensorInfo, as_mx, as_stored, code_of, mx_type
+from moshi_mlx.checkpoints.writing import Contents, Plan, plain_blocks
 from moshi_mlx.errors import InputError
-from moshi_mlx.filling import language_shapes
-from moshi_mlx.quantization import PARTS, Quantization
-from moshi_mlx.safetensors import FLOATS, Block, Tensor, TensorInfo, as_mx, as_stored, code_of, mx_type
-from moshi_mlx.writing import Contents, Plan, plain_blocks
 
 from . import lora, recipes
 

@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from moshi_mlx import layouts
-from moshi_mlx.config import MoshiConfig
+from moshi_mlx.checkpoints import layouts
+from moshi_mlx.checkpoints.quantization import MODES, Quantization, checked
 from moshi_mlx.errors import ConfigError, InputError
-from moshi_mlx.quantization import MODES, Quantization, checked
+from moshi_mlx.models.config import MoshiConfig
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -1,16 +1,16 @@
 """Moshi, the full-duplex speech-text model, on Apple Silicon with MLX."""
 
-from . import starting  # noqa: F401  first: what follows takes a while, and Ctrl-C may come meanwhile
-from .checkpoint import load
-from .config import MimiConfig, MoshiConfig, MoshiDepthConfig
-from .depth import MoshiDepthDecoder
-from .duplex import DuplexSampling, export_step
+from .checkpoints.reading import load
+from .conversation.duplex import DuplexSampling, export_step
+from .conversation.session import Frame, Session
 from .errors import AudioError, CheckpointError, ConfigError, InputError, MoshiError
-from .helium import MoshiForCausalLM, MoshiModel
-from .mimi import MimiModel, MimiStream
-from .moshi import MoshiForConditionalGeneration
-from .sampling import Sampling
-from .session import Frame, Session
+from .models.config import MimiConfig, MoshiConfig, MoshiDepthConfig
+from .models.depth import MoshiDepthDecoder
+from .models.helium import MoshiForCausalLM, MoshiModel
+from .models.mimi import MimiModel, MimiStream
+from .models.moshi import MoshiForConditionalGeneration
+from .models.sampling import Sampling
+from .terminal import starting  # noqa: F401  first: what follows takes a while, and Ctrl-C may come meanwhile
 
 __version__ = "0.4.0"
 

@@ -29,3 +29,9 @@ class InputError(MoshiError, ValueError):
 
 class AudioError(MoshiError, OSError):
     """A sound file or a sound device cannot be used."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError where a condition does not hold."""
+    if not condition:
+        raise ConfigError(message)

@@ -6,8 +6,12 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from .errors import InputError
+
+Samples = npt.NDArray[np.float32]
+"""Mono sound, nominally in [-1, 1]."""
 
 
 def tokens(name: str, value: Any, shape: tuple[int | None, ...], low: int, high: int) -> mx.array:

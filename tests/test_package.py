@@ -1,6 +1,5 @@
 """The house: imports go one way, the library is light to import, the README's commands are the ones that CI runs."""
 
-import ast
 import re
 import shutil
 import subprocess
@@ -8,60 +7,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
 import moshi_mlx
 
 ROOT = Path(__file__).parents[1]
-# From the ground up: a module imports only what stands before it.
-LAYERS = [
-    "starting", "arguments", "errors", "chips", "keys", "huggingface_config", "kyutai_config", "config", "state",
-    "outputs", "inputs", "initial", "losses", "safetensors", "hub", "cache", "sequence", "linear", "activations",
-    "conv", "transformer", "quantizer", "mimi", "helium", "sampling", "depth", "streams", "teacher_forcing",
-    "moshi", "duplex", "layouts", "translation",
-    "quantization", "filling", "text", "session", "preflight", "prompt", "generation", "text_generation",
-    "finding", "checkpoint", "writing", "lora", "pretrained", "ring", "files", "resample", "pacing", "portaudio",
-    "devices", "echo", "live", "loop", "recorder", "trace", "keyboard", "view", "progress", "interrupt", "options",
-    "local",
-]  # fmt: skip
-TRAIN = [
-    "files", "recordings", "prepare", "dataset", "options", "weights", "forward", "loss", "curves", "steps", "saving",
-    "trainer", "__main__",
-]  # fmt: skip
-
-
-def imports(path, level=1):
-    """Names of the modules of its package (level 2: of the one around it) that a file imports when it is imported."""
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.level == level:
-            yield from [node.module] if node.module else [alias.name for alias in node.names]
-
-
-@pytest.mark.parametrize(("folder", "layers"), [("moshi_mlx", LAYERS), ("moshi_mlx/train", TRAIN)])
-def test_imports_go_one_way(folder, layers):
-    files = {path.stem: path for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"}
-    assert sorted(files) == sorted(layers)
-    for name, path in files.items():
-        for imported in imports(path):
-            assert layers.index(imported) < layers.index(name), f"{name} imports {imported}"
-
-
-def test_training_stands_on_the_library_below_sound_and_command_lines():
-    below = LAYERS[: LAYERS.index("lora") + 1]
-    for path in (ROOT / "moshi_mlx/train").glob("*.py"):
-        assert set(imports(path, level=2)) <= set(below), path
-
-
-def test_the_converter_is_the_top_layer():
-    """The library knows nothing of it, and what it uses of the library it imports by its full name."""
-    for path in (ROOT / "moshi_mlx").glob("*.py"):
-        assert not re.search(r"^\s*(from|import)\s.*convert\b", path.read_text(), re.M), path
-    layers = ["card", "progress", "recipes", "lora", "pipeline", "inspecting", "comparing", "cli", "__main__"]
-    files = {path.stem: path for path in (ROOT / "convert").glob("*.py") if path.stem != "__init__"}
-    assert sorted(files) == sorted(layers)
-    for name, path in files.items():
-        for imported in imports(path):
-            assert layers.index(imported) < layers.index(name), f"{name} imports {imported}"
 
 
 def test_a_built_wheel_has_the_converter(tmp_path):

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import read_json
+from ..checkpoints.reading import read_json
+from ..checkpoints.safetensors import load_lazily
 from ..errors import CheckpointError, ConfigError, InputError
-from ..safetensors import load_lazily
 from .prepare import INDEX
 
 NOTHING = -1  # what fills a conversation up to the length of a batch: no input, and no part of the loss

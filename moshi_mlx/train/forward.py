@@ -12,10 +12,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .. import sequence, streams
-from ..depth import layer_step
-from ..moshi import MoshiForConditionalGeneration
-from ..transformer import TransformerLayer
+from ..conversation import streams
+from ..models.depth import layer_step
+from ..models.layers import sequence
+from ..models.layers.transformer import TransformerLayer
+from ..models.moshi import MoshiForConditionalGeneration
 from .weights import Weights, placed
 
 Arrays = list[mx.array]

@@ -17,8 +17,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..config import MoshiConfig
-from ..moshi import MoshiForConditionalGeneration
+from ..models.config import MoshiConfig
+from ..models.moshi import MoshiForConditionalGeneration
 from .forward import logits
 from .weights import Weights
 

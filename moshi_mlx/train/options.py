@@ -14,8 +14,8 @@ import mlx.core as mx
 import mlx.optimizers
 import numpy as np
 
-from ..arguments import Parser
 from ..errors import ConfigError
+from ..terminal.arguments import Parser
 
 PROGRAM = "moshi_mlx.train"
 OPTIMIZERS: dict[str, tuple[Callable[..., mlx.optimizers.Optimizer], dict[str, Any]]] = {

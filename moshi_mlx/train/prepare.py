@@ -16,11 +16,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .. import text
+from ..checkpoints.safetensors import load_lazily
+from ..conversation import text
 from ..errors import InputError
-from ..mimi import FRAMES_PER_CALL
-from ..moshi import MoshiForConditionalGeneration
-from ..safetensors import load_lazily
+from ..models.mimi import FRAMES_PER_CALL
+from ..models.moshi import MoshiForConditionalGeneration
 from . import recordings
 from .files import metadata_of, say, write_json, write_tensors
 from .recordings import Conversation, Word

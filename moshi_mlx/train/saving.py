@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from .. import kyutai_config, lora, writing
+from ..checkpoints import adapters, kyutai_config, writing
+from ..checkpoints.safetensors import load_lazily
 from ..errors import CheckpointError, ConfigError
-from ..moshi import MoshiForConditionalGeneration
-from ..safetensors import load_lazily
+from ..models.moshi import MoshiForConditionalGeneration
 from .files import metadata_of, write_json, write_tensors
 from .options import Options
 from .steps import State
@@ -47,11 +47,11 @@ def save(folder: Path, progress: Progress, options: Options, model: MoshiForCond
     metadata = {"done": str(progress.done), "options": json.dumps(dataclasses.asdict(options))}
     write_tensors(folder / STATE_NAME, tensors, metadata)
     if options.fine_tune_type == "lora":
-        adapters = {name: value.astype(model.decoder.model.dtype) for name, value in progress.weights.items()}
-        published = lora.to_kyutai(adapters, model.config)
-        write_json(folder / lora.CONFIG_NAME, adapter_config(options))
-        write_json(folder / lora.KYUTAI_CONFIG_NAME, kyutai_config_of(options, model))
-        for name in (f"{progress.done:07d}_{lora.FILE_NAME}", lora.FILE_NAME):
+        trained = {name: value.astype(model.decoder.model.dtype) for name, value in progress.weights.items()}
+        published = adapters.to_kyutai(trained, model.config)
+        write_json(folder / adapters.CONFIG_NAME, adapter_config(options))
+        write_json(folder / adapters.KYUTAI_CONFIG_NAME, kyutai_config_of(options, model))
+        for name in (f"{progress.done:07d}_{adapters.FILE_NAME}", adapters.FILE_NAME):
             write_tensors(folder / name, published, {"format": "pt"})
     else:
         with placed(model, progress.weights):
@@ -79,7 +79,7 @@ def resume(options: Options) -> Progress | None:
         return None
     file = Path(options.resume_adapter_file)
     path = file if file.name == STATE_NAME else file.with_name(STATE_NAME)
-    if not path.is_file() or file.name not in (lora.FILE_NAME, STATE_NAME):
+    if not path.is_file() or file.name not in (adapters.FILE_NAME, STATE_NAME):
         return None
     metadata = metadata_of(path)
     before, now = json.loads(metadata["options"]), dataclasses.asdict(options)

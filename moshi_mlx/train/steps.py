@@ -12,7 +12,7 @@ import mlx.nn as nn
 import mlx.optimizers
 from mlx.utils import tree_map
 
-from ..moshi import MoshiForConditionalGeneration
+from ..models.moshi import MoshiForConditionalGeneration
 from .loss import Batch, loss
 from .weights import Weights, placed
 

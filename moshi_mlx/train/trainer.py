@@ -10,9 +10,9 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from .. import checkpoint, lora
+from ..checkpoints import adapters, reading
+from ..conversation.session import bound_memory
 from ..errors import ConfigError
-from ..session import bound_memory
 from . import dataset, saving
 from . import weights as trained
 from .curves import KINDS, Curve, Losses
@@ -40,7 +40,7 @@ class Trainer:
         if self._first and resumed is None:
             saving.refuse_to_overwrite(self.folder)
         self._say(f"loading {options.model} ...")
-        self.model = checkpoint.load(options.model)
+        self.model = reading.load(options.model)
         self._frame_rate = self.model.config.audio_encoder_config.frame_rate
         bound_memory()
         self._data, self._valid = self._datasets()
@@ -98,7 +98,7 @@ class Trainer:
             raise ConfigError(
                 f"resume_adapter_file {file}: no run to continue; to start from a checkpoint, use --model"
             )
-        adapter = lora.read(file, self.model.config)
+        adapter = adapters.read(file, self.model.config)
         if adapter.scale != self.options.scale:
             raise ConfigError(f"{adapter.path}: was trained with scale {adapter.scale:g}, not {self.options.scale:g}")
         return trained.of_adapter(self.model, adapter, self.options.rank)

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
-from .. import lora
+from ..checkpoints import adapters
+from ..checkpoints.filling import module_at
 from ..errors import ConfigError
-from ..filling import module_at
-from ..moshi import MoshiForConditionalGeneration
+from ..models.moshi import MoshiForConditionalGeneration
 
 Weights = dict[str, mx.array]
 
@@ -37,7 +37,7 @@ def choose(
     if kind == "lora":
         return _adapters(model, frozen, rank, scale, seed)
     chosen: Weights = {}
-    for name in (row.ours for row in lora.parameters(model.config)):
+    for name in (row.ours for row in adapters.parameters(model.config)):
         if not _is_frozen(name, frozen):
             module, leaf = module_at(model, name)
             if "scales" in module:
@@ -56,24 +56,24 @@ def _adapters(model: MoshiForConditionalGeneration, frozen: int, rank: int, scal
     """As Kyutai initialises them: A uniform within 1 / sqrt(in), B zero."""
     chosen: Weights = {}
     key, dtype = mx.random.key(seed), model.decoder.model.dtype
-    for path, theirs in lora.layers(model.config).items():
+    for path, theirs in adapters.layers(model.config).items():
         if _is_frozen(path, frozen):
             continue
         key, now = mx.random.split(key)
-        width, out = lora.shape_of(lora.layer_at(model, path))
+        width, out = adapters.shape_of(adapters.layer_at(model, path))
         bound = 1 / math.sqrt(width)
         a = mx.random.uniform(-bound, bound, (width, rank * len(theirs)), key=now)
         b = mx.zeros((rank * len(theirs), out // len(theirs)))
-        lora.attach(model, path, a.astype(dtype), b.astype(dtype), scale)
+        adapters.attach(model, path, a.astype(dtype), b.astype(dtype), scale)
         chosen |= {f"{path}.lora_a": a, f"{path}.lora_b": b}
     return chosen
 
 
-def of_adapter(model: MoshiForConditionalGeneration, adapter: lora.Adapter, rank: int) -> Weights:
+def of_adapter(model: MoshiForConditionalGeneration, adapter: adapters.Adapter, rank: int) -> Weights:
     """The weights of an adapter's file. Raises CheckpointError or ConfigError where it does not fit the model."""
     found: Weights = {}
-    for path, (a, b) in lora.updates(model, adapter).items():
-        parts = lora.layer_at(model, path).parts
+    for path, (a, b) in adapters.updates(model, adapter).items():
+        parts = adapters.layer_at(model, path).parts
         if a.shape[1] != rank * parts:
             raise ConfigError(f"{adapter.path}: has rank {a.shape[1] // parts}, not {rank}")
         found |= {f"{path}.lora_a": a.astype(mx.float32), f"{path}.lora_b": b.astype(mx.float32)}

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import mlx.core as mx
+
 from moshi_mlx.models import Lm, LmConfig
 
 HERE = Path(__file__).parent

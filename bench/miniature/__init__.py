@@ -1,1 +1,0 @@
-"""Everything that regenerates the miniature model of moshi_mlx/assets: `python -m bench.miniature`."""

@@ -1,0 +1,320 @@
+"""The microphone and the speaker: one stream each, whose callback only copies into or out of a bounded ring.
+
+PortAudio's own threads call back. All else (resampling, echo, dropping) happens on the model thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..errors import AudioError
+from ..inputs import Samples
+from . import portaudio
+from .pacing import FADE_SECONDS, Playout, leave_out, level_db
+from .resample import Resampler
+from .ring import Ring
+
+RING_SECONDS = 2.0  # what is kept of either side in a stall of the model
+PACED_SECONDS = 0.4  # the most that a file's reply may be ahead of the speaker
+FIRST_TIMEOUT = 5.0  # seconds to the first callback; a sleeping or wireless device takes up to two
+TIMEOUT = 2.0  # seconds without a callback after which a device is gone
+QUIET_DB = -50.0  # a reply softer than this may be left out unheard
+
+Clean = Callable[[Samples], Samples]
+"""(what was heard, at the codec's rate) -> the same without its echo, perhaps some samples later."""
+
+
+class DeviceLost(AudioError):
+    """A device that was open is gone."""
+
+
+class _End:
+    """A device: its stream, and the ring that the stream's callback fills or empties."""
+
+    direction = ""
+
+    def __init__(self, sample_rate: int, frame_size: int, device: str | None, device_rate: int | None) -> None:
+        self.sample_rate, self.frame_size = sample_rate, frame_size
+        self._wanted, self._forced_rate = device, device_rate
+        self.note: Callable[[str, int], None] | None = None
+        """Called in the callback with the direction and how many samples it moved; it must be quick."""
+        self._open(device)
+
+    def _open(self, wanted: str | None) -> None:
+        device = portaudio.find(wanted, self.direction)
+        self.name = device.name
+        self._wanted = None if wanted is None else device.name  # numbers change when devices do
+        rates = [self._forced_rate] if self._forced_rate else [self.sample_rate, int(device.rate)]
+        self._began = self._called = 0.0
+        self._stream, self.rate = portaudio.open_stream(
+            self.direction, device, rates, self._on_block, lambda: self._ring_ends()
+        )
+        self._began = self._called = time.monotonic()
+
+    def _on_block(self, data: Samples, frames: int, times: Any, status: Any) -> None:
+        raise NotImplementedError
+
+    def _ring_ends(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def gone(self) -> bool:
+        """It stopped, or has not called back for too long."""
+        if self._stream.closed or not self._stream.active:
+            return True
+        patience = TIMEOUT if self._called > self._began else FIRST_TIMEOUT
+        return time.monotonic() - self._called > patience
+
+    def reopen(self) -> None:
+        """After `portaudio.look_again`: the same device, or else the default one. Raises AudioError."""
+        try:
+            self._open(self._wanted)
+        except AudioError:
+            if self._wanted is None:
+                raise
+            self._open(None)
+
+    def close(self) -> None:
+        """From any thread. Whoever waits for this device waits no more."""
+        portaudio.close_stream(self._stream)
+        self._ring_ends()
+
+
+class Microphone(_End):
+    """A sound input. Raises AudioError where there is none.
+
+    It runs from the start, since a device takes its time to wake; the first `fill` begins with what comes then.
+    """
+
+    direction = "Input"
+
+    def __init__(
+        self,
+        sample_rate: int,
+        frame_size: int,
+        device: str | None = None,
+        device_rate: int | None = None,
+        clean: Clean | None = None,
+    ) -> None:
+        self.overflows = 0  # times that sound was lost before the model thread took it
+        self.block = 0  # the largest number of samples that came at once
+        self._listening = self._ended = False
+        self._clean = clean
+        self._arrived = Ring(int(RING_SECONDS * max(sample_rate, device_rate or 0, 48_000)))
+        self._heard = Ring(int(2 * RING_SECONDS * sample_rate))  # at sample_rate
+        super().__init__(sample_rate, frame_size, device, device_rate)
+        self._resample = Resampler(self.rate, sample_rate)
+
+    def _on_block(self, data: Samples, frames: int, times: Any, status: Any) -> None:
+        self._called = time.monotonic()
+        lost = self._arrived.push(data[:, 0])
+        if self._listening:
+            self.block = max(self.block, frames)
+            self.overflows += bool(lost or status.input_overflow)
+        if self.note:
+            self.note(self.direction, frames)
+
+    def _ring_ends(self) -> None:
+        self._arrived.end()
+
+    def reopen(self) -> None:
+        self._arrived.clear()
+        self._listening = False
+        super().reopen()
+        self._resample = Resampler(self.rate, self.sample_rate)
+
+    def end(self) -> None:
+        """From any thread, and from a signal handler: `fill` returns False from now on."""
+        self._ended = True
+        self._arrived.end()
+
+    def fill(self) -> bool:
+        """Waits for a whole frame. False after `end`; raises DeviceLost where no more sound comes."""
+        if not self._listening:
+            if self.gone:
+                raise DeviceLost(f"the microphone {self.name!r} is gone")
+            self._arrived.clear()
+            self._listening = True
+        while not self._ended and self.backlog < self.frame_size:
+            if not self._arrived.wait_filled(self._missing(), TIMEOUT) and not self._ended and self.gone:
+                raise DeviceLost(f"the microphone {self.name!r} is gone")
+            self.collect()
+        self.collect()
+        return not self._ended
+
+    def _missing(self) -> int:
+        """How many samples to wait for. Echo is taken out as it comes, so that only the last block's is waited for."""
+        if self._clean:
+            return 1
+        return max(1, (self.frame_size - self.backlog) * self.rate // self.sample_rate)
+
+    def collect(self) -> None:
+        """Takes over what the callback brought: everything but waiting happens here."""
+        arrived = np.empty(self._arrived.filled, np.float32)
+        sound = self._resample(arrived[: self._arrived.pull(arrived)])
+        lost = self._heard.push(self._clean(sound) if self._clean else sound)
+        self.overflows += bool(lost)
+
+    @property
+    def backlog(self) -> int:
+        """Samples, at `sample_rate`, that wait for the model."""
+        return self._heard.filled
+
+    def peek(self, count: int) -> Samples:
+        """The oldest samples of the backlog."""
+        return self._heard.peek(count)
+
+    def drop(self, count: int) -> None:
+        """Forgets the oldest samples of the backlog."""
+        self._heard.drop(count)
+
+    def take(self) -> Samples:
+        """The next frame, after `fill`."""
+        frame = np.empty(self.frame_size, np.float32)
+        self._heard.pull(frame)
+        return frame
+
+
+class Speaker(_End):
+    """A sound output with an adaptive buffer (`pacing.Playout`). Raises AudioError where there is none.
+
+    `pace` makes `write` wait for room, so that the speaker sets the pace of a source that has none (a file).
+    Without it the source sets the pace, and what queues up too long is left out. `tap` keeps what was played, silence
+    included, for an echo canceller: `played` gives it.
+    """
+
+    direction = "Output"
+
+    def __init__(
+        self,
+        sample_rate: int,
+        frame_size: int,
+        device: str | None = None,
+        device_rate: int | None = None,
+        pace: bool = False,
+        tap: bool = False,
+    ) -> None:
+        self.overflows = 0  # times that a reply found no room, or was left out
+        self._starved = 0  # times that the device itself ran dry: its callback came too late
+        self.left_out = 0.0  # seconds of it
+        self._pace, self._tap, self._flushing = pace, tap, False
+        self._capacity = int((PACED_SECONDS if pace else RING_SECONDS) * max(sample_rate, device_rate or 0))
+        self._ring = Ring(self._capacity)
+        self._played: Ring | None = None
+        self._last, self._falling, self._rising = 0.0, 0, 0
+        self.playout = Playout(sample_rate, frame_size)  # the first callback may come before the rate is known
+        self._fade = np.zeros(0, np.float32)
+        super().__init__(sample_rate, frame_size, device, device_rate)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What depends on the rate that the device took."""
+        underruns = self.playout.underruns
+        self._resample = Resampler(self.sample_rate, self.rate)
+        self._back = Resampler(self.rate, self.sample_rate)
+        self._capacity = int((PACED_SECONDS if self._pace else RING_SECONDS) * self.rate)
+        self._played = Ring(int(RING_SECONDS * self.rate)) if self._tap else None
+        self._fade = np.linspace(0.0, 1.0, int(FADE_SECONDS * self.rate), dtype=np.float32)
+        self._rising = len(self._fade)
+        playout = Playout(self.rate, self.frame_size * self.rate // self.sample_rate)
+        playout.underruns = underruns
+        self.playout, self._ring = playout, Ring(self._capacity)
+
+    def _on_block(self, data: Samples, frames: int, times: Any, status: Any) -> None:
+        self._called = time.monotonic()
+        out, queued = data[:, 0], self._ring.filled
+        self._starved += bool(status.output_underflow and not self.playout.waiting)
+        wanted = min(frames, queued) if self._flushing else self.playout.play(frames, queued)
+        filled = self._ring.pull(out[:wanted])
+        self._fade_edges(out, filled)
+        if self._played is not None:
+            self._played.push(out)
+        if self.note:
+            self.note(self.direction, filled)
+
+    def _fade_edges(self, out: Samples, filled: int) -> None:
+        """Rises after a gap; falls from the last sample where the sound ran dry."""
+        if filled:
+            rise = min(filled, len(self._fade) - self._rising)
+            out[:rise] *= self._fade[self._rising : self._rising + rise]
+            self._rising += rise
+            self._last, self._falling = float(out[filled - 1]), len(self._fade)
+        rest = out[filled:]
+        fall = min(len(rest), self._falling)
+        rest[:fall] = self._last * self._fade[self._falling - fall : self._falling][::-1]
+        rest[fall:] = 0.0
+        self._falling -= fall
+        if len(rest) and self._last:
+            self._rising = 0
+
+    def _ring_ends(self) -> None:
+        self._ring.end()
+
+    def reopen(self) -> None:
+        super().reopen()
+        self._prepare()
+
+    @property
+    def queued(self) -> float:
+        """Seconds of reply that wait to be played."""
+        return self._ring.filled / self.rate
+
+    def queue(self, step: float) -> tuple[float, float, int]:
+        """(seconds queued, seconds that it wants queued after a frame, frames that it waits for before it plays on).
+
+        `step`: the seconds that a frame takes. What a callback took has not been played: a block counts as queued.
+        """
+        block = round(self.rate * portaudio.BLOCK_SECONDS) / self.rate
+        frames = self.playout.frames_wanted(self._ring.filled, round(step * self.rate))
+        return self.queued + block, self.playout.target / self.rate + block, frames
+
+    def played(self) -> Samples:
+        """What was played since the last call, at `sample_rate`."""
+        ring = self._played
+        if ring is None:
+            return np.zeros(0, np.float32)
+        sound = np.empty(ring.filled, np.float32)
+        return self._back(sound[: ring.pull(sound)])
+
+    @property
+    def drops(self) -> int:
+        """Times that there was nothing to play, or too much."""
+        return self.playout.underruns + self.overflows + self._starved
+
+    @property
+    def lost_seconds(self) -> float:
+        return self.left_out
+
+    def write(self, pcm: Samples) -> None:
+        """Queues a frame. Raises DeviceLost where the speaker plays no more."""
+        self._flushing = False
+        sound = self._resample(pcm)
+        if self._pace:
+            self._ring.wait_room(len(sound), TIMEOUT)
+        if self.gone:
+            raise DeviceLost(f"the speaker {self.name!r} is gone; see that it is connected, and start again")
+        self._ring.push(sound if self._pace else self._trimmed(sound, level_db(pcm) < QUIET_DB))
+
+    def _trimmed(self, sound: Samples, silent: bool) -> Samples:
+        count = self.playout.trim(len(sound), self._ring.filled, silent)
+        count = max(count, len(sound) + self._ring.filled - self._capacity)
+        if count <= 0:
+            return sound
+        self.overflows += 1
+        self.left_out += count / self.rate
+        return leave_out(sound, count, len(self._fade))
+
+    def drain(self) -> None:
+        """Silence is sent after the reply: when the device has taken it, the reply has left its buffers."""
+        self._flushing = True  # from here on running empty is no drop
+        silence = np.zeros(int(self._stream.latency * self.rate) + int(0.08 * self.rate), np.float32)
+        self._ring.wait_room(self._capacity, TIMEOUT)
+        self._ring.push(silence)
+        self._ring.wait_room(self._capacity, TIMEOUT)
+
+    def abort(self) -> None:
+        self.close()

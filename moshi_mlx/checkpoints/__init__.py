@@ -1,0 +1,1 @@
+"""Checkpoints in files: found, read, translated, quantized, written."""

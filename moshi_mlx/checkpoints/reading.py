@@ -1,0 +1,299 @@
+"""Finding and reading checkpoints: a local folder or the hub, in any layout of `layouts` and `translation`.
+
+Reading is strict both ways: every tensor that the sizes ask for must be in the files, every tensor of the files must
+have a place, and its shape must fit. It is lazy too: tensors go from the file to where they are used, one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ..errors import CheckpointError, ConfigError
+from ..models.config import PRESETS, MimiConfig, MoshiConfig
+from ..models.moshi import MoshiForConditionalGeneration
+from . import layouts, quantization, translation
+from .filling import fill, language_shapes, mimi_shapes
+from .finding import (
+    CONFIG_NAME,
+    LORA_KEYS,
+    Found,
+    find_huggingface,
+    find_kyutai,
+    read_json,
+    sampling_defaults,
+    stored_in,
+)
+from .hub import local_folder
+from .quantization import Quantization
+from .safetensors import FLOATS, Tensor, load_lazily, stored
+from .translation import Piece
+
+LAYOUTS = {"mlx": "Kyutai MLX", "kyutai": "Kyutai PyTorch", "huggingface": "Hugging Face"}
+
+
+class Part(NamedTuple):
+    """The language model's tensors, or the codec's: as they are stored, and how they become those of MLX."""
+
+    tensors: dict[str, Tensor]
+    pieces: list[Piece]
+    files: dict[str, Path]  # of every tensor
+
+    def read(self) -> dict[str, Tensor]:
+        """The tensors under their MLX names, each read when it is wanted."""
+        return translation.read_as_mlx(self.pieces, self.tensors) if self.pieces else dict(self.tensors)
+
+    def load(self) -> dict[str, mx.array]:
+        """The same as lazy MLX arrays."""
+        loaded: dict[str, mx.array] = {}
+        for file in dict.fromkeys(self.files.values()):
+            loaded |= {name: value for name, value in load_lazily(file).items() if name in self.tensors}
+        return translation.to_mlx(self.pieces, loaded) if self.pieces else loaded
+
+
+class Checkpoint(NamedTuple):
+    """What a folder holds, checked: its sizes, its tensors, and what its config.json says besides."""
+
+    folder: Path
+    layout: str  # a key of LAYOUTS
+    config: MoshiConfig
+    language: Part
+    mimi: Part
+    quantized: dict[str, Quantization | None]  # every matrix by its MLX path
+    tokenizer: Path | None
+    sampling_defaults: dict[str, float]
+    lora: dict[str, Any]  # Kyutai's keys lora, lora_name, lora_rank, lora_scaling, where there are any
+    model_id: dict[str, Any]
+
+
+def load(
+    path_or_hub_id: str | Path, dtype: mx.Dtype | None = None, adapter: str | Path | None = None
+) -> MoshiForConditionalGeneration:
+    """A model, ready for `model.session()`, from a local folder or a hub id such as "kyutai/moshiko-mlx-q4".
+
+    `dtype` is the type that the language model is run in (of the scales, where it is quantized); None keeps the
+    stored one. The codec always runs in float32. `adapter` is put on the model: see `lora.load`.
+    Raises CheckpointError or ConfigError, naming file and tensor or key.
+    """
+    model = build(open_checkpoint(local_folder(path_or_hub_id)), dtype)
+    if adapter is not None:
+        from . import adapters
+
+        adapters.load(model, adapter)
+    mx.eval(model.parameters())
+    return model
+
+
+def build(checkpoint: Checkpoint, dtype: mx.Dtype | None = None) -> MoshiForConditionalGeneration:
+    """The model of a checkpoint; a parameter is read from its file only when it is evaluated. Raises ConfigError."""
+    check_dtype(dtype)
+    for key in ("lora_name", "lora"):
+        if checkpoint.lora.get(key):
+            raise ConfigError(
+                f"{checkpoint.folder / CONFIG_NAME}: key {key!r} is {checkpoint.lora[key]!r}, which is not supported; "
+                "merge the LoRA into its base first: python -m moshi_mlx.convert"
+            )
+    model = MoshiForConditionalGeneration(checkpoint.config)
+    fill(model, list(layouts.kyutai_mlx(checkpoint.config)), checkpoint.language.load(), dtype)
+    # Published files are float32, and half the precision would be other codes: smaller files are widened once, here.
+    codec = list(layouts.mimi(checkpoint.config.audio_encoder_config))
+    fill(model.audio_encoder, codec, checkpoint.mimi.load(), mx.float32)
+    if checkpoint.tokenizer:
+        model.tokenizer = read_tokenizer(checkpoint.tokenizer, checkpoint.config)
+    model.sampling_defaults = checkpoint.sampling_defaults
+    model.eval()
+    return model
+
+
+def check_dtype(dtype: mx.Dtype | None) -> None:
+    if dtype is not None and not mx.issubdtype(dtype, mx.floating):
+        raise ConfigError(f"dtype: got {dtype}, expected a floating type such as mlx.core.bfloat16")
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder; of its tensors only names, types and shapes are looked at.
+
+    Raises CheckpointError or ConfigError where a part is missing, odd or contradicts another.
+    """
+    path = folder / CONFIG_NAME
+    values = read_json(path) if path.exists() else None
+    hugging = values is not None and "depth_decoder_config" in values
+    found = find_huggingface(folder) if hugging else find_kyutai(folder, values)
+    tensors, files = stored_in(found.weights)
+    if hugging:
+        layout, config = "huggingface", MoshiConfig.from_huggingface(values or {}, str(path))
+        language, mimi = _huggingface_parts(tensors, files, config)
+    else:
+        layout = _layout(tensors, folder)
+        config = _config(found, layout, tensors, folder)
+        pieces = translation.kyutai_pytorch(config, _generation(tensors)) if layout == "kyutai" else ()
+        language = Part(tensors, list(pieces), files)
+        mimi = _kyutai_mimi(found.mimi, config.audio_encoder_config)
+    quantized = check_language(language, config)
+    check_mimi(mimi, config.audio_encoder_config)
+    if "quantization" in found.rest:
+        quantization.check_block(found.rest["quantization"], quantized, str(path))
+    return Checkpoint(
+        folder, layout, config, language, mimi, quantized, found.tokenizer,
+        sampling_defaults(found.rest.get("lm_gen_config") or {}, f"{path}: lm_gen_config"),
+        {key: found.rest[key] for key in LORA_KEYS if key in found.rest}, found.rest.get("model_id") or {},
+    )  # fmt: skip
+
+
+def _layout(tensors: Mapping[str, Tensor], where: Path) -> str:
+    marks = {"mlx": "audio_embs.0.weight", "kyutai": "emb.0.weight"}
+    for layout, mark in marks.items():
+        if mark in tensors:
+            return layout
+    raise CheckpointError(
+        f"{where}: tensors of an unknown layout (the first is {min(tensors, default='missing')!r}); expected Kyutai's "
+        "PyTorch layout (emb.0.weight, ...) or MLX layout (audio_embs.0.weight, ...), or Hugging Face's config.json"
+    )
+
+
+def _generation(tensors: Iterable[str]) -> int:
+    """Of Kyutai's attention names: 2 where newer versions of `moshi` saved them."""
+    return 2 if any("in_projs." in name for name in tensors) else 1
+
+
+def _kyutai_mimi(path: Path | None, config: MimiConfig) -> Part:
+    assert path is not None
+    tensors = stored(path)
+    return Part(tensors, list(translation.mimi_kyutai(config, _generation(tensors))), dict.fromkeys(tensors, path))
+
+
+def _huggingface_parts(tensors: dict[str, Tensor], files: dict[str, Path], config: MoshiConfig) -> tuple[Part, Part]:
+    """The language model's tensors and the codec's, which lie in the same files."""
+    codec = {name for name in tensors if name.startswith(translation.HF_MIMI_PREFIX)}
+    tables = (translation.hugging_face(config), translation.mimi_hugging_face(config.audio_encoder_config))
+    language, mimi = (
+        Part({k: v for k, v in tensors.items() if k in names}, list(pieces), {k: files[k] for k in names})
+        for names, pieces in zip((tensors.keys() - codec, codec), tables, strict=True)
+    )
+    return language, mimi
+
+
+def check_mimi(part: Part, config: MimiConfig) -> None:
+    """Every tensor of the codec is there, of its shape; what says something of its training alone may be absent."""
+    shapes = mimi_shapes(config)
+    optional = layouts.mimi_unused(config)
+    absent = {name for piece in part.pieces if piece.mlx[0] in optional for name in piece.theirs} - set(part.tensors)
+    expected = translation.expected_shapes(part.pieces, shapes)
+    _check(part, {name: shape for name, shape in expected.items() if name not in absent})
+
+
+def check_language(part: Part, config: MoshiConfig) -> dict[str, Quantization | None]:
+    """Every tensor is there, of its shape and a type that it may have; how each matrix is quantized, by its path."""
+    shapes = language_shapes(config)
+    if part.pieces:
+        _check(part, translation.expected_shapes(part.pieces, shapes))
+        return {name.removesuffix(".weight"): None for name, shape in shapes.items() if len(shape) == 2}
+    infos = {name: tensor.info for name, tensor in part.tensors.items()}
+    repeats = tuple(layouts.kyutai_mlx_repeats(config))
+    quantized = quantization.of_all(infos, shapes, str(next(iter(part.files.values()))))
+    # Of shared weights, what repeats the first may be left out.
+    expected = {k: v for k, v in shapes.items() if k in infos or not (repeats and k.startswith(repeats))}
+    for stem, kind in quantized.items():
+        if kind:
+            parts = kind.infos(shapes[f"{stem}.weight"], "")
+            expected |= {f"{stem}.{leaf}": info.shape for leaf, info in parts.items()}
+    _check(part, expected)
+    _check_joined(part, config, quantized)
+    return quantized
+
+
+def _check_joined(part: Part, config: MoshiConfig, quantized: dict[str, Quantization | None]) -> None:
+    """Tables that one step reads together, and the depth decoder's inputs, are one array here: they must be alike."""
+    for row in layouts.kyutai_mlx(config):
+        first, *others = (name.removesuffix(".weight") for name in row.theirs)
+        for other in others:
+            if quantized.get(other) != quantized.get(first):
+                kinds = " and ".join(f"{path!r} is {quantized.get(path) or 'not quantized'}" for path in (first, other))
+                raise CheckpointError(f"{part.files[other + '.weight']}: {kinds}; expected both alike")
+
+
+def _check(part: Part, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """The tensors are exactly the expected ones. Raises CheckpointError that names the first which is not."""
+    anywhere = next(iter(part.files.values()), Path("."))
+    for name in expected:
+        if name not in part.tensors:
+            where = anywhere if len(set(part.files.values())) == 1 else anywhere.parent
+            raise CheckpointError(f"{where}: tensor {name!r} is missing")
+    for name, tensor in part.tensors.items():
+        what, info = f"{part.files[name]}: tensor {name!r}", tensor.info
+        if name not in expected:
+            raise CheckpointError(f"{what} has no place in a model of these sizes")
+        packed = name.removesuffix("weight").removesuffix("scales") + "scales" in part.tensors
+        if info.dtype not in FLOATS and not (packed and info.dtype in ("U32", "U8")):
+            raise CheckpointError(f"{what} has the type {info.dtype}, expected a float")
+        if info.shape != expected[name]:
+            raise CheckpointError(
+                f"{what} has the shape {list(info.shape)}, but the config wants {list(expected[name])}"
+            )
+
+
+def _config(found: Found, layout: str, tensors: Mapping[str, Tensor], folder: Path) -> MoshiConfig:
+    if found.lm_config is not None:
+        return MoshiConfig.from_kyutai(found.lm_config, str(folder / CONFIG_NAME), found.mimi_config)
+    if layout == "kyutai":  # by Kyutai's own rule, a PyTorch folder without config.json is Moshi 7B
+        return PRESETS["moshi-7b"]
+    sizes = sizes_of(tensors)
+    for preset in PRESETS.values():
+        if _preset_sizes(preset) == sizes:
+            return preset
+    listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    raise ConfigError(
+        f"{folder}: no known model has these sizes ({listed}), so its heads, delays and context cannot be told; "
+        f"put a {CONFIG_NAME} there"
+    )
+
+
+def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """What the tensors of the MLX layout tell, quantized or not: rows are never packed."""
+
+    def rows(name: str) -> int:
+        return tensors[name].info.shape[0] if name in tensors else 0
+
+    def count(prefix: str) -> int:
+        heads = (name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix))
+        return 1 + max((int(head) for head in heads if head.isdigit()), default=-1)
+
+    depth = "depformer.slices.0.transformer.layers."
+    return {
+        "hidden_size": rows("out_norm.weight"),
+        "num_hidden_layers": count("transformer.layers."),
+        "vocab_size": rows("text_linear.weight"),
+        "audio_vocab_size": rows("depformer.slices.0.linear_out.weight"),
+        "audio_streams": count("audio_embs."),
+        "ffn_dim": rows("transformer.layers.0.gating.linear_in.weight"),
+        "num_codebooks": count("depformer.slices."),
+        "depth_hidden_size": rows(f"{depth}0.norm1.weight"),
+        "depth_num_hidden_layers": count(depth),
+        "depth_ffn_dim": rows(f"{depth}0.gating.linear_in.weight"),
+    }
+
+
+def _preset_sizes(config: MoshiConfig) -> dict[str, int]:
+    depth = config.depth_decoder_config
+    names = ("hidden_size", "num_hidden_layers", "vocab_size", "audio_vocab_size", "ffn_dim", "num_codebooks")
+    sizes = {name: getattr(config, name) for name in names} | {"audio_streams": len(config.audio_delays)}
+    return sizes | {f"depth_{n}": getattr(depth, n) for n in ("hidden_size", "num_hidden_layers", "ffn_dim")}
+
+
+def read_tokenizer(path: Path, config: MoshiConfig) -> Any:
+    """The sentencepiece model in a file. Raises CheckpointError where it is none, or of another vocabulary."""
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        tokenizer = SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a sentencepiece model") from error
+    if tokenizer.vocab_size() != config.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size()} pieces, but the model's text vocabulary has "
+            f"{config.vocab_size}"
+        )
+    return tokenizer

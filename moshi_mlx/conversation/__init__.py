@@ -1,0 +1,1 @@
+"""What a conversation is: its step, its state over time, its words."""

@@ -1,0 +1,1 @@
+"""The program that talks with Moshi in a terminal."""

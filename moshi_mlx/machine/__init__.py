@@ -1,0 +1,1 @@
+"""What this computer can hold, found out before a conversation begins."""

@@ -1,0 +1,355 @@
+"""What a Moshi is made of: frozen dataclasses under the names that Hugging Face gives their fields.
+
+Every field is read by some module here, or held to the one value that this package honours. Configuration files of
+Kyutai and of Hugging Face are translated by `kyutai_config` and `huggingface_config`, which refuse by name every key
+that they do not know or that this package cannot honour.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import huggingface_config, kyutai_config
+from ..errors import require
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+        require(good, f"{type(config).__name__}.{name}: expected a positive number, got {value!r}")
+
+
+def _only(config: object, **values: Any) -> None:
+    """Fields that Hugging Face has, but of which only one value is honoured here."""
+    for name, wanted in values.items():
+        got = getattr(config, name)
+        require(got == wanted, f"{type(config).__name__}.{name}: got {got!r}; only {wanted!r} is supported")
+
+
+def _check_heads(config: Any) -> None:
+    name = type(config).__name__
+    require(
+        config.head_dim is not None or config.hidden_size % config.num_attention_heads == 0,
+        f"{name}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
+        f"{config.num_attention_heads}",
+    )
+    require(
+        config.num_attention_heads % config.key_value_heads == 0,
+        f"{name}: num_attention_heads {config.num_attention_heads} is not a multiple of num_key_value_heads "
+        f"{config.num_key_value_heads}",
+    )
+    require(
+        not hasattr(config, "rope_theta") or config.head_width % 2 == 0,
+        f"{name}: heads of {config.head_width} values; rotary positions need an even number",
+    )
+
+
+class _Heads:
+    """What the three configs derive from their attention heads alike."""
+
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int | None
+    head_dim: int | None
+
+    @property
+    def key_value_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_width(self) -> int:
+        """Values in a head: `head_dim`, or hidden_size / num_attention_heads."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of Hugging Face's `config.json`."""
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` into a folder, which is made where it does not exist."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "config.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class MimiConfig(_Heads):
+    """The codec (Moshi paper, section 3.3). `upsampling_ratios` are in decoder order, as in every published file."""
+
+    sampling_rate: int = 24000
+    frame_rate: float = 12.5
+    hidden_size: int = 512
+    num_filters: int = 64
+    num_residual_layers: int = 1
+    upsampling_ratios: tuple[int, ...] = (8, 6, 5, 4)
+    kernel_size: int = 7
+    last_kernel_size: int = 3
+    residual_kernel_size: int = 3
+    dilation_growth_rate: int = 2
+    compress: int = 2
+    codebook_size: int = 2048
+    codebook_dim: int = 256
+    num_quantizers: int = 32
+    num_semantic_quantizers: int = 1
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int = 2048
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    sliding_window: int = 250
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        optional = ("upsampling_ratios", "num_key_value_heads", "head_dim")
+        _positive(self, *(f.name for f in fields(self) if f.name not in optional))
+        _check_heads(self)
+        stride = self.frame_size / self.hop_length
+        require(
+            stride == int(stride) and stride >= 2,
+            f"MimiConfig: a frame of {self.frame_size} samples is not a whole multiple (2 or more) of the product "
+            f"{self.hop_length} of upsampling_ratios {self.upsampling_ratios}",
+        )
+        require(
+            self.num_quantizers > self.num_semantic_quantizers,
+            f"MimiConfig: num_quantizers {self.num_quantizers} must exceed num_semantic_quantizers "
+            f"{self.num_semantic_quantizers}",
+        )
+
+    @property
+    def frame_size(self) -> int:
+        """Samples in a frame: 1920."""
+        return round(self.sampling_rate / self.frame_rate)
+
+    @property
+    def hop_length(self) -> int:
+        """Samples to one position of the transformers: 960."""
+        return prod(self.upsampling_ratios)
+
+    @property
+    def positions_per_frame(self) -> int:
+        """Transformer positions in a frame: 2."""
+        return self.frame_size // self.hop_length
+
+    @classmethod
+    def from_kyutai(cls, values: Mapping[str, Any], where: str) -> MimiConfig:
+        """From the file that `mimi_config_name` names in Kyutai's checkpoints."""
+        return cls(**kyutai_config.mimi_fields(values, where))
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> MimiConfig:
+        """The codec's config of a folder or hub id: its own, or that of a whole Moshi."""
+        from ..huggingface.pretrained import mimi_config_of
+
+        return mimi_config_of(path_or_hub_id)
+
+    @classmethod
+    def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MimiConfig:
+        """From a `config.json` of model_type "mimi"."""
+        return cls(**huggingface_config.mimi_fields(values, where))
+
+    def to_dict(self) -> dict[str, Any]:
+        return huggingface_config.mimi_dict(self)
+
+
+@dataclass(frozen=True)
+class MoshiDepthConfig(_Heads):
+    """The depth decoder: one step for each codebook of a frame, each with weights of its own.
+
+    `weights_per_step_schedule[step]` says which set of weights a step uses, where steps share them.
+    `low_rank_embeddings` is the width of the embedding tables before their projection to `hidden_size`.
+    `use_cache` says whether a forward pass returns its keys and values by default.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 1024
+    input_size: int = 4096
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 16
+    num_key_value_heads: int | None = None
+    audio_vocab_size: int = 2048
+    max_position_embeddings: int = 9
+    hidden_act: str = "silu"
+    head_dim: int | None = None
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    sliding_window: int = 8
+    attention_dropout: float = 0.0
+    ffn_dim: int = 5632
+    rms_norm_eps: float = 1e-8
+    num_codebooks: int = 8
+    tie_word_embeddings: bool = False
+    weights_per_step_schedule: tuple[int, ...] | None = None
+    low_rank_embeddings: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, "vocab_size", "hidden_size", "input_size", "num_hidden_layers", "num_attention_heads")
+        _positive(self, "audio_vocab_size", "ffn_dim", "num_codebooks", "rms_norm_eps", "initializer_range")
+        _only(self, hidden_act="silu", attention_dropout=0.0, tie_word_embeddings=False)
+        _check_heads(self)
+        require(self.ffn_dim % 2 == 0, f"MoshiDepthConfig.ffn_dim: expected an even number, got {self.ffn_dim}")
+        for name in ("sliding_window", "max_position_embeddings"):  # every step sees all steps before it
+            require(
+                getattr(self, name) >= self.num_codebooks,
+                f"MoshiDepthConfig.{name}: got {getattr(self, name)}, expected at least num_codebooks "
+                f"{self.num_codebooks}",
+            )
+        sets = sorted(set(self.schedule))
+        require(
+            len(self.schedule) == self.num_codebooks and sets == list(range(len(sets))),
+            f"MoshiDepthConfig.weights_per_step_schedule: expected {self.num_codebooks} numbers of weight sets "
+            f"counted from 0, got {self.weights_per_step_schedule}",
+        )
+
+    @property
+    def schedule(self) -> tuple[int, ...]:
+        """The set of weights of each step."""
+        return self.weights_per_step_schedule or tuple(range(self.num_codebooks))
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> MoshiDepthConfig:
+        """The depth decoder's config of a folder or hub id."""
+        from ..huggingface.pretrained import depth_config_of
+
+        return depth_config_of(path_or_hub_id)
+
+    @classmethod
+    def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MoshiDepthConfig:
+        """From a configuration of model_type "moshi_depth"."""
+        return cls(**huggingface_config.depth_fields(values, where))
+
+    def to_dict(self) -> dict[str, Any]:
+        return huggingface_config.depth_dict(self)
+
+
+@dataclass(frozen=True)
+class MoshiConfig(_Heads):
+    """Helium and the streams around it. `ffn_dim` is twice the hidden width of the gated MLP, as Hugging Face has it.
+
+    `num_codebooks` streams are generated; `audio_delays` has one delay, in frames, for every audio stream that the
+    model reads: Moshi's own codebooks first, then the user's (default: 0, then 1, on both sides). With no delays at
+    all it is a model of text alone. Both sub-configs may be given as dicts of fields.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    audio_vocab_size: int = None  # type: ignore[assignment]  # the codec's codebook_size
+    max_position_embeddings: int = 3000
+    rope_theta: float = 10000.0
+    hidden_act: str = "silu"
+    head_dim: int | None = None
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    sliding_window: int = 3000
+    attention_dropout: float = 0.0
+    ffn_dim: int = 22528
+    rms_norm_eps: float = 1e-8
+    num_codebooks: int = 8
+    tie_word_embeddings: bool = False
+    audio_delays: tuple[int, ...] = None  # type: ignore[assignment]
+    silent_text_tokens: tuple[int, ...] = (0, 3)
+    depth_decoder_config: MoshiDepthConfig = field(default_factory=MoshiDepthConfig)
+    audio_encoder_config: MimiConfig = field(default_factory=MimiConfig)
+
+    def __post_init__(self) -> None:
+        self._fill_in()
+        _positive(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "audio_vocab_size")
+        _positive(self, "rope_theta", "sliding_window", "ffn_dim", "rms_norm_eps", "num_codebooks")
+        _positive(self, "max_position_embeddings", "initializer_range")
+        _only(self, hidden_act="silu", attention_dropout=0.0, tie_word_embeddings=False)
+        _check_heads(self)
+        require(self.ffn_dim % 2 == 0, f"MoshiConfig.ffn_dim: expected an even number, got {self.ffn_dim}")
+        if self.audio_delays:
+            self._check_streams()
+
+    def _fill_in(self) -> None:
+        """Replace the values that stand for others, and dicts of fields by the configs that they describe."""
+        mimi, depth = self.audio_encoder_config, self.depth_decoder_config
+        if isinstance(mimi, Mapping):
+            mimi = MimiConfig(**mimi)
+        if self.audio_vocab_size is None:
+            object.__setattr__(self, "audio_vocab_size", mimi.codebook_size)
+        if self.audio_delays is None:
+            object.__setattr__(self, "audio_delays", (0, *[1] * (self.num_codebooks - 1)) * 2)
+        if isinstance(depth, Mapping):
+            shared = {name: getattr(self, name) for name in ("vocab_size", "audio_vocab_size", "num_codebooks")}
+            depth = MoshiDepthConfig(**{"input_size": self.hidden_size, **shared, **depth})
+        object.__setattr__(self, "audio_encoder_config", mimi)
+        object.__setattr__(self, "depth_decoder_config", depth)
+
+    def _check_streams(self) -> None:
+        require(
+            all(isinstance(d, int) and d >= 0 for d in self.audio_delays)
+            and len(self.audio_delays) > self.num_codebooks,
+            f"MoshiConfig.audio_delays: expected a delay of 0 or more frames for each of Moshi's {self.num_codebooks} "
+            f"codebooks and the user's, got {self.audio_delays}",
+        )
+        depth = self.depth_decoder_config
+        for name in ("vocab_size", "audio_vocab_size", "num_codebooks"):
+            ours, theirs = getattr(self, name), getattr(depth, name)
+            require(ours == theirs, f"MoshiConfig.{name} is {ours}, but that of the depth decoder is {theirs}")
+        require(
+            depth.input_size == self.hidden_size,
+            f"MoshiConfig.hidden_size is {self.hidden_size}, but input_size of the depth decoder is {depth.input_size}",
+        )
+        mimi = self.audio_encoder_config
+        most = max(self.num_codebooks, self.user_codebooks)
+        require(
+            mimi.codebook_size == self.audio_vocab_size and mimi.num_quantizers >= most,
+            f"MoshiConfig: {most} codebooks of {self.audio_vocab_size} entries asked for, but Mimi has "
+            f"{mimi.num_quantizers} of {mimi.codebook_size}",
+        )
+
+    @property
+    def user_codebooks(self) -> int:
+        return len(self.audio_delays) - self.num_codebooks
+
+    @property
+    def table_rows(self) -> tuple[int, ...]:
+        """Rows of each stream's embeddings, text first; the last row of each is its initial token."""
+        if not self.audio_delays:
+            return (self.vocab_size,)
+        return (self.vocab_size + 1, *[self.audio_vocab_size + 1] * len(self.audio_delays))
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples a second of the codec's sound."""
+        return self.audio_encoder_config.sampling_rate
+
+    @classmethod
+    def from_audio_encoder_config(cls, audio_encoder_config: MimiConfig, **fields: Any) -> MoshiConfig:
+        """The config around a codec's; `fields` are the other ones."""
+        return cls(audio_encoder_config=audio_encoder_config, **fields)
+
+    @classmethod
+    def from_kyutai(cls, values: Mapping[str, Any], where: str, mimi: MimiConfig | None = None) -> MoshiConfig:
+        """From the language model's part of Kyutai's `config.json`."""
+        return cls(**kyutai_config.moshi_fields(values, where), audio_encoder_config=mimi or MimiConfig())
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> MoshiConfig:
+        """The config of a folder or hub id, in any layout."""
+        from ..huggingface.pretrained import config_of
+
+        return config_of(path_or_hub_id)
+
+    @classmethod
+    def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MoshiConfig:
+        """From a `config.json` of model_type "moshi"."""
+        return cls(**huggingface_config.moshi_fields(values, where))
+
+    def to_dict(self) -> dict[str, Any]:
+        return huggingface_config.moshi_dict(self)
+
+
+# Sizes by which a checkpoint without config.json is recognised. One row a published model family.
+PRESETS: dict[str, MoshiConfig] = {"moshi-7b": MoshiConfig()}

@@ -1,0 +1,1 @@
+"""The layers that Moshi and Mimi are made of."""

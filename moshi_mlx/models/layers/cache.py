@@ -1,0 +1,107 @@
+"""Ring caches: the keys and values of a layer, in full precision or in 8 bits.
+
+The cache of a layer is a ring of `capacity` slots; the key of position p lies in slot p mod capacity. Which slots a
+query may see follows from the offset (positions so far) of its conversation alone, so a ring needs no clearing: what
+an earlier conversation left in it is never seen. The window of position q is exactly 0 <= q - k < context.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from ...errors import InputError
+from ..state import State
+
+SIDES = ("keys", "values")
+PARTS = ("", "_scales", "_biases")  # of a side in 8 bits
+BITS = 8
+
+
+class Window(NamedTuple):
+    """Where the new positions of a call stand and what they may see; made once a call, shared by all layers."""
+
+    offset: mx.array  # [B] position of the first new one
+    slots: mx.array  # [B, 1, T, 1] ring slot of each new position
+    mask: mx.array  # [B, 1, T, capacity] bool, true where seen
+
+
+def window(offset: mx.array, length: int, capacity: int, context: int) -> Window:
+    """The window of `length` new positions after `offset` (int [B]) in rings of `capacity` slots."""
+    positions = offset[:, None] + mx.arange(length)  # [B, T]
+    last = positions[:, -1:]
+    held, size = held_after(last, capacity)
+    distance = positions[:, :, None] - held[:, None]  # [B, T, capacity]
+    mask = (held[:, None] >= 0) & (distance >= 0) & (distance < context)
+    return Window(offset, (positions % size)[:, None, :, None], mask[:, None])
+
+
+def held_after(last: mx.array, capacity: int) -> tuple[mx.array, mx.array]:
+    """[B, capacity], the position that each slot holds once `last` (int [B, 1]) is written, < 0: none; slots [1]."""
+    slots = mx.arange(capacity)
+    size = slots[-1:] + 1  # as data: a number would be written into the fused kernels, to be built anew as rings grow
+    return last - (last - slots) % size, size
+
+
+def create(batch: int, heads: int, capacity: int, head_dim: int, dtype: mx.Dtype, kv_bits: int | None) -> State:
+    """The empty cache of a layer. With kv_bits 8, each half of it is packed words, scales and biases."""
+    if kv_bits is None:
+        return {side: mx.zeros((batch, heads, capacity, head_dim), dtype) for side in SIDES}
+    if kv_bits != BITS or head_dim % 32:
+        raise InputError(f"kv_bits: got {kv_bits} with heads of {head_dim}, expected 8 and a multiple of 32")
+    shapes = [(head_dim * BITS // 32, mx.uint32)] + [(head_dim // group_size(head_dim), dtype)] * 2
+    return {
+        side + part: mx.zeros((batch, heads, capacity, width), kind)
+        for side in SIDES
+        for part, (width, kind) in zip(PARTS, shapes, strict=True)
+    }
+
+
+def group_size(head_dim: int) -> int:
+    """Values that share a scale."""
+    return 64 if head_dim % 64 == 0 else 32
+
+
+def capacity_of(cache: State) -> int:
+    return cache["keys"].shape[2]
+
+
+def write(cache: State, slots: mx.array, keys: mx.array, values: mx.array) -> State:
+    """The cache with new keys and values [B, H, T, D] in their slots; in place where the cache is consumed."""
+    new = {"keys": keys, "values": values}
+    if "keys_scales" in cache:
+        new = {
+            side + part: packed
+            for side, array in new.items()
+            for part, packed in zip(
+                PARTS, mx.quantize(array, group_size=group_size(array.shape[-1]), bits=BITS), strict=True
+            )
+        }
+    return {name: mx.put_along_axis(ring, slots, new[name], axis=2) for name, ring in cache.items()}
+
+
+def attend(q: mx.array, cache: State, mask: mx.array, scale: float) -> mx.array:
+    """Softmax attention of q [B, H, T, D] over a cache: [B, H, T, D]."""
+    if "keys_scales" not in cache:
+        return mx.fast.scaled_dot_product_attention(q, cache["keys"], cache["values"], scale=scale, mask=mask)
+    batch, heads, length, head_dim = q.shape
+    kv_heads, group = cache["keys"].shape[1], group_size(head_dim)
+    q = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
+    keys, values = ([cache[side + part] for part in PARTS] for side in SIDES)
+    scores = mx.quantized_matmul(q, keys[0], keys[1], keys[2], True, group, BITS)
+    scores = scores.reshape(batch, kv_heads, heads // kv_heads, length, -1)
+    scores = mx.where(mask[:, :, None], scores, mx.finfo(scores.dtype).min)
+    weights = mx.softmax(scores, axis=-1, precise=True).reshape(batch, kv_heads, -1, scores.shape[-1])
+    y = mx.quantized_matmul(weights, values[0], values[1], values[2], False, group, BITS)
+    return y.reshape(q.shape[0], heads, length, head_dim)
+
+
+def grow(cache: State, capacity: int) -> State:
+    """The cache with rings of `capacity` slots. Only before they have wrapped: what is in them stays in its slot."""
+
+    def widen(ring: mx.array) -> mx.array:
+        batch, heads, slots, width = ring.shape
+        return mx.concatenate([ring, mx.zeros((batch, heads, capacity - slots, width), ring.dtype)], axis=2)
+
+    return {name: widen(ring) for name, ring in cache.items()}

@@ -1,0 +1,51 @@
+"""How far long work is, on standard error, where someone looks."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import mlx.core as mx
+
+SECONDS = 0.25  # between two looks
+
+
+class Loading:
+    """A context: shows on standard error how much of `total` bytes is in memory, where that is a terminal."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done = total, threading.Event()
+        self._thread = threading.Thread(target=self._show, name="loading", daemon=True)
+
+    def _show(self) -> None:
+        before, shown = mx.get_active_memory(), False
+        while not self._done.wait(SECONDS):
+            loaded = mx.get_active_memory() - before
+            if loaded > 0:  # while files are fetched, the hub's client shows how far it is
+                percent = min(100, 100 * loaded // max(1, self._total))
+                print(f"\r{loaded / 1e9:.1f} of {self._total / 1e9:.1f} GB loaded ({percent}%) ", end="",
+                      file=sys.stderr, flush=True)  # fmt: skip
+                shown = True
+        if shown:
+            print(f"\r{'':50}\r", end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> None:
+        if sys.stderr.isatty():
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A function to be told of every so many bytes done; a bar, where someone looks."""
+    from tqdm import tqdm
+
+    watched = sys.stderr.isatty()
+    with tqdm(total=total, desc=what, unit="B", unit_scale=True, file=sys.stderr, disable=not watched) as bar:
+        yield bar.update
