@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from moshi_mlx import MimiConfig, MoshiConfig, MoshiForConditionalGeneration
 from moshi_mlx.conversation import duplex, session
 from moshi_mlx.conversation.duplex import DuplexSampling
 from moshi_mlx.errors import ConfigError
-from moshi_mlx.models.config import MimiConfig, MoshiConfig
-from moshi_mlx.models.moshi import MoshiForConditionalGeneration
 from moshi_mlx.models.sampling import noise, sample
 from moshi_mlx.models.state import State
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 import moshi_mlx
+from moshi_mlx import MoshiConfig
 from moshi_mlx.conversation.session import Session
-from moshi_mlx.models.config import MoshiConfig
 
 from . import cases
 from .measure import table

@@ -27,8 +27,8 @@ import mlx.core as mx
 import numpy as np
 
 import moshi_mlx
+from moshi_mlx import MoshiForConditionalGeneration
 from moshi_mlx.machine.chips import FRAME_MS
-from moshi_mlx.models.moshi import MoshiForConditionalGeneration
 from moshi_mlx.models.state import flatten, unflatten
 
 from . import cases

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import mlx.core as mx
 
-from moshi_mlx.models.helium import MoshiForCausalLM
+from moshi_mlx import MoshiForCausalLM
 
 from .cases import SIZES, config_of
 

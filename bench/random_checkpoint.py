@@ -19,11 +19,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from moshi_mlx import MimiConfig, MimiModel, MoshiConfig, MoshiForConditionalGeneration
 from moshi_mlx.checkpoints.filling import module_at
 from moshi_mlx.checkpoints.layouts import Row, kyutai_mlx, linear, mimi
-from moshi_mlx.models.config import MimiConfig, MoshiConfig
-from moshi_mlx.models.mimi import MimiModel
-from moshi_mlx.models.moshi import MoshiForConditionalGeneration
 
 MIMI_NAME, TOKENIZER_NAME = "mimi.safetensors", "tokenizer.model"
 

@@ -17,13 +17,12 @@ from unittest.mock import patch
 
 import mlx.core as mx
 
+from moshi_mlx import MoshiConfig, MoshiForConditionalGeneration
 from moshi_mlx.checkpoints.filling import fill
 from moshi_mlx.checkpoints.layouts import kyutai_mlx
 from moshi_mlx.conversation.session import BUFFER_CACHE_BYTES
 from moshi_mlx.machine import chips
 from moshi_mlx.machine.chips import FRAME_MS, Chip
-from moshi_mlx.models.config import MoshiConfig
-from moshi_mlx.models.moshi import MoshiForConditionalGeneration
 from moshi_mlx.models.state import flatten, unflatten
 
 from . import cases, measure

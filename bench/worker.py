@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 import moshi_mlx
-from moshi_mlx.models.moshi import MoshiForConditionalGeneration
+from moshi_mlx import MoshiForConditionalGeneration
 from moshi_mlx.models.state import flatten
 
 from . import cases

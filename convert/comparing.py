@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from moshi_mlx import MoshiForConditionalGeneration, load
 from moshi_mlx.audio import files
-from moshi_mlx.checkpoints.reading import load
 from moshi_mlx.conversation import duplex
 from moshi_mlx.conversation.duplex import DuplexSampling
 from moshi_mlx.errors import InputError
 from moshi_mlx.machine import preflight
-from moshi_mlx.models.moshi import MoshiForConditionalGeneration
 from moshi_mlx.terminal.arguments import Parser
 from moshi_mlx.terminal.progress import progress
 from moshi_mlx.terminal.sizes import size

@@ -12,8 +12,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from moshi_mlx.models.config import MimiConfig
-from moshi_mlx.models.mimi import MimiModel
+from moshi_mlx import MimiConfig, MimiModel
 
 from .codec_data import held_out_sound, training_sound
 from .codec_model import initialize, reconstruct

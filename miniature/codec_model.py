@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from moshi_mlx import MimiModel
 from moshi_mlx.models.layers.conv import CausalConv, StridedConv, TransposedConv
 from moshi_mlx.models.layers.quantizer import SplitResidualVectorQuantizer
 from moshi_mlx.models.layers.transformer import Transformer, TransformerLayer
-from moshi_mlx.models.mimi import MimiModel, ResidualBlock, SEANetStack
+from moshi_mlx.models.mimi import ResidualBlock, SEANetStack
 
 GAIN = 1.2  # makes up for what ELU takes away
 # Speech is brought to 1 by the first convolution and back by the last: near zero ELU is a straight line, and layers of

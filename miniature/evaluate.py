@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from moshi_mlx import MoshiForConditionalGeneration
 from moshi_mlx.conversation import duplex
 from moshi_mlx.conversation.duplex import DuplexSampling
-from moshi_mlx.models.moshi import MoshiForConditionalGeneration
 from moshi_mlx.models.sampling import Sampling
 
 from .dialogues import FRAME, Rendering, replies

@@ -8,8 +8,7 @@ import random
 import mlx.core as mx
 import sentencepiece
 
-from moshi_mlx.models.mimi import MimiModel
-from moshi_mlx.models.moshi import MoshiForConditionalGeneration
+from moshi_mlx import MimiModel, MoshiForConditionalGeneration
 from moshi_mlx.models.state import flatten, unflatten
 
 from .script import answers, exchanges, sentence, spoken

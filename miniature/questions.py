@@ -11,7 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from moshi_mlx.models.mimi import MimiModel
+from moshi_mlx import MimiModel
 
 from . import codec
 from .asking import ask, asking_voice

@@ -19,12 +19,12 @@ import soundfile
 from moshi_mlx.convert import cli
 
 import moshi_mlx
+from moshi_mlx import MoshiForConditionalGeneration
 from moshi_mlx.checkpoints import writing
 from moshi_mlx.checkpoints.finding import MIMI_NAME
 from moshi_mlx.conversation.duplex import DuplexSampling
 from moshi_mlx.errors import MoshiError
 from moshi_mlx.local import options
-from moshi_mlx.models.moshi import MoshiForConditionalGeneration
 from moshi_mlx.train import __main__ as trainer
 from moshi_mlx.train.saving import CHECKPOINT_NAME, STATE_NAME
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moshi_mlx.models.config import MimiConfig, MoshiConfig, MoshiDepthConfig
+from moshi_mlx import MimiConfig, MoshiConfig, MoshiDepthConfig
 
 CODEBOOKS, ENTRIES, PIECES = 8, 256, 288
 # A clip of the codec's training is what its transformers ever see at once: no position is beyond what was trained.

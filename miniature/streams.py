@@ -14,9 +14,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from moshi_mlx import MoshiForConditionalGeneration
 from moshi_mlx.conversation import text
 from moshi_mlx.errors import MoshiError
-from moshi_mlx.models.moshi import MoshiForConditionalGeneration
 from moshi_mlx.train import prepare, recordings
 
 from . import dialogues, questions

@@ -1,16 +1,27 @@
 """Moshi, the full-duplex speech-text model, on Apple Silicon with MLX."""
 
-from .checkpoints.reading import load
+# isort: off
+from .terminal import starting  # noqa: F401  first: what follows takes a while, and Ctrl-C may come meanwhile
+# isort: on
+
+import sys
+
+from .conversation import duplex, text
+from .conversation.codec import MimiStream
 from .conversation.duplex import DuplexSampling, export_step
 from .conversation.session import Frame, Session
 from .errors import AudioError, CheckpointError, ConfigError, InputError, MoshiError
-from .models.config import MimiConfig, MoshiConfig, MoshiDepthConfig
-from .models.depth import MoshiDepthDecoder
-from .models.helium import MoshiForCausalLM, MoshiModel
-from .models.mimi import MimiModel, MimiStream
-from .models.moshi import MoshiForConditionalGeneration
+from .huggingface.config import MimiConfig, MoshiConfig, MoshiDepthConfig
+from .huggingface.depth import MoshiDepthDecoder
+from .huggingface.helium import MoshiForCausalLM, MoshiModel
+from .huggingface.loading import load
+from .huggingface.mimi import MimiModel
+from .huggingface.moshi import MoshiForConditionalGeneration
+from .models import state
 from .models.sampling import Sampling
-from .terminal import starting  # noqa: F401  first: what follows takes a while, and Ctrl-C may come meanwhile
+
+# Modules that README and docs named before they moved into rooms, kept for a release.
+sys.modules |= {f"{__name__}.{module.__name__.split('.')[-1]}": module for module in (duplex, state, text)}
 
 __version__ = "0.4.0"
 

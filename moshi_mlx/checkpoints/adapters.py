@@ -18,7 +18,7 @@ import mlx.nn as nn
 from ..errors import CheckpointError, ConfigError
 from ..models.config import MoshiConfig
 from ..models.layers.linear import Embedding, Linear, QuantizedEmbedding, resting
-from ..models.moshi import MoshiForConditionalGeneration
+from ..models.moshi import Moshi
 from . import translation
 from .filling import module_at
 from .finding import read_json
@@ -181,7 +181,7 @@ def _split_fused(tensors: Tensors, config: MoshiConfig) -> Tensors:
     return renamed
 
 
-def load(model: MoshiForConditionalGeneration, path_or_hub_id: str | Path) -> None:
+def load(model: Moshi, path_or_hub_id: str | Path) -> None:
     """Put an adapter on a model, in place.
 
     Plain matrices take the update in, at no cost to a frame; quantized layers keep it beside them. Embedding tables,
@@ -201,7 +201,7 @@ def load(model: MoshiForConditionalGeneration, path_or_hub_id: str | Path) -> No
     mx.eval(model.parameters())
 
 
-def updates(model: MoshiForConditionalGeneration, adapter: Adapter) -> dict[str, tuple[mx.array, mx.array]]:
+def updates(model: Moshi, adapter: Adapter) -> dict[str, tuple[mx.array, mx.array]]:
     """Our path -> (lora_a, lora_b) of every layer that an adapter changes, in the type that the model is run in.
 
     Raises CheckpointError, naming the tensor, where one is missing, does not fit or has no place.
@@ -221,7 +221,7 @@ def updates(model: MoshiForConditionalGeneration, adapter: Adapter) -> dict[str,
 
 
 def _update(
-    model: MoshiForConditionalGeneration, path: str, theirs: tuple[str, ...], tensors: Tensors, file: Path
+    model: Moshi, path: str, theirs: tuple[str, ...], tensors: Tensors, file: Path
 ) -> tuple[mx.array, mx.array]:
     width, out = shape_of(layer_at(model, path))
     rank = len(tensors[theirs[0] + A])
@@ -235,7 +235,7 @@ def _update(
     return mx.contiguous(a).astype(dtype), mx.contiguous(b).astype(dtype)
 
 
-def _table(model: MoshiForConditionalGeneration, row: Row, left: Tensors, path: Path) -> mx.array | None:
+def _table(model: Moshi, row: Row, left: Tensors, path: Path) -> mx.array | None:
     """The whole of an embedding table that an adapter brings, taken out of `left`."""
     present = [name for name in row.theirs if name in left]
     if row.build is not join or not present:
@@ -252,7 +252,7 @@ def _table(model: MoshiForConditionalGeneration, row: Row, left: Tensors, path: 
     return table.astype(model.decoder.model.dtype)
 
 
-def _replace_table(model: MoshiForConditionalGeneration, row: Row, table: mx.array) -> None:
+def _replace_table(model: Moshi, row: Row, table: mx.array) -> None:
     parent, name = module_at(model, row.ours.removesuffix(".weight"))
     old, new = parent[name], Embedding(1, 1)
     new.weight = table

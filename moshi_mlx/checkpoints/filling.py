@@ -8,10 +8,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..models.config import MimiConfig, MoshiConfig
-from ..models.helium import MoshiForCausalLM
+from ..models.helium import LanguageModel
 from ..models.layers.linear import Embedding, QuantizedEmbedding
-from ..models.mimi import MimiModel
-from ..models.moshi import MoshiForConditionalGeneration
+from ..models.mimi import Mimi
+from ..models.moshi import Moshi
 from . import layouts, quantization
 from .layouts import Row, join, linear
 from .quantization import PARTS, Quantization
@@ -59,7 +59,7 @@ def tensors_of(model: nn.Module, rows: list[Row]) -> dict[str, mx.array]:
     return tensors
 
 
-def language_tensors_of(model: MoshiForConditionalGeneration) -> dict[str, mx.array]:
+def language_tensors_of(model: Moshi) -> dict[str, mx.array]:
     """The tensors of the language model under the names of Kyutai's MLX files, shared weights repeated as there."""
     tensors = tensors_of(model, list(layouts.kyutai_mlx(model.config)))
     for prefix, of in layouts.kyutai_mlx_repeats(model.config).items():
@@ -67,7 +67,7 @@ def language_tensors_of(model: MoshiForConditionalGeneration) -> dict[str, mx.ar
     return tensors
 
 
-def mimi_tensors_of(model: MimiModel) -> dict[str, mx.array]:
+def mimi_tensors_of(model: Mimi) -> dict[str, mx.array]:
     """The tensors of the codec under the names of Kyutai's codec files."""
     tensors = tensors_of(model, list(layouts.mimi(model.config)))
     return tensors | {name: mx.ones((1,)) for name in sorted(layouts.mimi_unused(model.config))}
@@ -76,13 +76,13 @@ def mimi_tensors_of(model: MimiModel) -> dict[str, mx.array]:
 def language_shapes(config: MoshiConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of `language_tensors_of` for these sizes; nothing is computed."""
     if not config.audio_delays:
-        return _shapes(tensors_of(MoshiForCausalLM(config), layouts.kyutai_mlx_text(config)))
-    return _shapes(language_tensors_of(MoshiForConditionalGeneration(config)))
+        return _shapes(tensors_of(LanguageModel(config), layouts.kyutai_mlx_text(config)))
+    return _shapes(language_tensors_of(Moshi(config)))
 
 
 def mimi_shapes(config: MimiConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of `mimi_tensors_of` for these sizes; nothing is computed."""
-    return _shapes(mimi_tensors_of(MimiModel(config)))
+    return _shapes(mimi_tensors_of(Mimi(config)))
 
 
 def _shapes(tensors: dict[str, mx.array]) -> dict[str, tuple[int, ...]]:

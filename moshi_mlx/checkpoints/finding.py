@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError
 from ..models.config import MimiConfig
+from . import kyutai_config
 from .hub import local_file
 from .safetensors import Tensor, stored
 
@@ -47,7 +48,7 @@ def find_kyutai(folder: Path, config: dict[str, Any] | None) -> Found:
     mimi_config, name = MimiConfig(), config.pop("mimi_config_name", None)
     if name is not None:
         file = _existing(folder, name)
-        mimi_config = MimiConfig.from_kyutai(read_json(file), str(file))
+        mimi_config = MimiConfig(**kyutai_config.mimi_fields(read_json(file), str(file)))
     return Found(weights, mimi, tokenizer, config, mimi_config, rest)
 
 

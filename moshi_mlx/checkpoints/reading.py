@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
 from ..errors import CheckpointError, ConfigError
 from ..models.config import PRESETS, MimiConfig, MoshiConfig
-from ..models.moshi import MoshiForConditionalGeneration
-from . import layouts, quantization, translation
+from ..models.moshi import Moshi
+from . import huggingface_config, kyutai_config, layouts, quantization, translation
 from .filling import fill, language_shapes, mimi_shapes
 from .finding import (
     CONFIG_NAME,
@@ -27,11 +27,11 @@ from .finding import (
     sampling_defaults,
     stored_in,
 )
-from .hub import local_folder
 from .quantization import Quantization
 from .safetensors import FLOATS, Tensor, load_lazily, stored
 from .translation import Piece
 
+M = TypeVar("M", bound=Moshi)
 LAYOUTS = {"mlx": "Kyutai MLX", "kyutai": "Kyutai PyTorch", "huggingface": "Hugging Face"}
 
 
@@ -69,25 +69,7 @@ class Checkpoint(NamedTuple):
     model_id: dict[str, Any]
 
 
-def load(
-    path_or_hub_id: str | Path, dtype: mx.Dtype | None = None, adapter: str | Path | None = None
-) -> MoshiForConditionalGeneration:
-    """A model, ready for `model.session()`, from a local folder or a hub id such as "kyutai/moshiko-mlx-q4".
-
-    `dtype` is the type that the language model is run in (of the scales, where it is quantized); None keeps the
-    stored one. The codec always runs in float32. `adapter` is put on the model: see `lora.load`.
-    Raises CheckpointError or ConfigError, naming file and tensor or key.
-    """
-    model = build(open_checkpoint(local_folder(path_or_hub_id)), dtype)
-    if adapter is not None:
-        from . import adapters
-
-        adapters.load(model, adapter)
-    mx.eval(model.parameters())
-    return model
-
-
-def build(checkpoint: Checkpoint, dtype: mx.Dtype | None = None) -> MoshiForConditionalGeneration:
+def build(checkpoint: Checkpoint, dtype: mx.Dtype | None, kind: type[M]) -> M:
     """The model of a checkpoint; a parameter is read from its file only when it is evaluated. Raises ConfigError."""
     check_dtype(dtype)
     for key in ("lora_name", "lora"):
@@ -96,7 +78,7 @@ def build(checkpoint: Checkpoint, dtype: mx.Dtype | None = None) -> MoshiForCond
                 f"{checkpoint.folder / CONFIG_NAME}: key {key!r} is {checkpoint.lora[key]!r}, which is not supported; "
                 "merge the LoRA into its base first: python -m moshi_mlx.convert"
             )
-    model = MoshiForConditionalGeneration(checkpoint.config)
+    model = kind(checkpoint.config)
     fill(model, list(layouts.kyutai_mlx(checkpoint.config)), checkpoint.language.load(), dtype)
     # Published files are float32, and half the precision would be other codes: smaller files are widened once, here.
     codec = list(layouts.mimi(checkpoint.config.audio_encoder_config))
@@ -124,7 +106,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     found = find_huggingface(folder) if hugging else find_kyutai(folder, values)
     tensors, files = stored_in(found.weights)
     if hugging:
-        layout, config = "huggingface", MoshiConfig.from_huggingface(values or {}, str(path))
+        layout, config = "huggingface", MoshiConfig(**huggingface_config.moshi_fields(values or {}, str(path)))
         language, mimi = _huggingface_parts(tensors, files, config)
     else:
         layout = _layout(tensors, folder)
@@ -237,7 +219,8 @@ def _check(part: Part, expected: Mapping[str, tuple[int, ...]]) -> None:
 
 def _config(found: Found, layout: str, tensors: Mapping[str, Tensor], folder: Path) -> MoshiConfig:
     if found.lm_config is not None:
-        return MoshiConfig.from_kyutai(found.lm_config, str(folder / CONFIG_NAME), found.mimi_config)
+        fields = kyutai_config.moshi_fields(found.lm_config, str(folder / CONFIG_NAME))
+        return MoshiConfig(**fields, audio_encoder_config=found.mimi_config)
     if layout == "kyutai":  # by Kyutai's own rule, a PyTorch folder without config.json is Moshi 7B
         return PRESETS["moshi-7b"]
     sizes = sizes_of(tensors)

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import CheckpointError, ConfigError, InputError
 from ..models.config import MimiConfig, MoshiConfig
-from ..models.moshi import MoshiForConditionalGeneration
+from ..models.moshi import Moshi
 from ..terminal.sizes import size
 from . import huggingface_config, kyutai_config, quantization, translation
 from .filling import language_shapes, language_tensors_of, mimi_tensors_of
@@ -113,7 +113,9 @@ def plan_huggingface(
         small[TOKENIZER_NAME] = contents.tokenizer
     small["generation_config.json"] = _json(_generation_config(contents))
     kind = mx_type(language["out_norm.weight"].info.dtype)
-    small[CONFIG_NAME] = _json({**config.to_dict(), "torch_dtype": str(kind).removeprefix("mlx.core.")})
+    small[CONFIG_NAME] = _json(
+        {**huggingface_config.moshi_dict(config), "torch_dtype": str(kind).removeprefix("mlx.core.")}
+    )
     return Plan(weights, small, {"format": "pt"})
 
 
@@ -143,8 +145,11 @@ def _kyutai_plan(
 def _check_config(config: MoshiConfig, values: dict[str, Any]) -> None:
     """What is written must say the same sizes when it is read."""
     names = ("mimi_name", "tokenizer_name", "moshi_name", "mimi_config_name")
-    mimi = MimiConfig.from_kyutai(kyutai_config.mimi_dict(config.audio_encoder_config), "mimi_config.json")
-    read = MoshiConfig.from_kyutai({k: v for k, v in values.items() if k not in names}, CONFIG_NAME, mimi)
+    mimi = MimiConfig(
+        **kyutai_config.mimi_fields(kyutai_config.mimi_dict(config.audio_encoder_config), "mimi_config.json")
+    )
+    fields = kyutai_config.moshi_fields({k: v for k, v in values.items() if k not in names}, CONFIG_NAME)
+    read = MoshiConfig(**fields, audio_encoder_config=mimi)
     for path, ours, theirs in (
         ("", config, read),
         ("depth_decoder_config.", config.depth_decoder_config, read.depth_decoder_config),
@@ -285,7 +290,7 @@ def _take_place(partial: Path, path: Path, overwrite: bool) -> None:
 
 
 def save(
-    model: MoshiForConditionalGeneration, path: str | Path, layout: str = "mlx", overwrite: bool = False,
+    model: Moshi, path: str | Path, layout: str = "mlx", overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:  # fmt: skip
     """Write a model as a checkpoint: `layout` "mlx", "kyutai" or "huggingface".

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ..models.config import MoshiConfig
-from ..models.moshi import MoshiForConditionalGeneration
+from ..models.moshi import Moshi
 from ..models.sampling import Sampling, noise, sample
 from ..models.state import State, flatten, unflatten, where
 
@@ -40,9 +40,7 @@ class Reply(NamedTuple):
     ready: mx.array  # bool [B], false while the delay fills: codes and sound mean nothing yet
 
 
-def init_state(
-    model: MoshiForConditionalGeneration, seeds: list[int], capacity: int | None = None, kv_bits: int | None = None
-) -> State:
+def init_state(model: Moshi, seeds: list[int], capacity: int | None = None, kv_bits: int | None = None) -> State:
     """The state of len(seeds) new conversations.
 
     `capacity`: cache slots to begin with (default: the whole context); `kv_bits` 8 keeps the cache in 8 bits.
@@ -61,7 +59,7 @@ def init_state(
     }
 
 
-def prime(model: MoshiForConditionalGeneration, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
+def prime(model: Moshi, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
     """Position 0, before the user's first frame: -> the first text token int32 [B], state."""
     # Codes that nobody sees: whatever index of the user's streams a position would read them at is before the start.
     unseen = mx.zeros((len(state["offset"]), model.config.user_codebooks), mx.int32)
@@ -69,33 +67,25 @@ def prime(model: MoshiForConditionalGeneration, state: State, sampling: DuplexSa
     return text, state
 
 
-def step(
-    model: MoshiForConditionalGeneration, sound: mx.array, state: State, sampling: DuplexSampling
-) -> tuple[Reply, State]:
+def step(model: Moshi, sound: mx.array, state: State, sampling: DuplexSampling) -> tuple[Reply, State]:
     """One frame from sound: sound float [B, frame_size]."""
     codes, encoder = model.audio_encoder.encode_step(sound, state["encoder"], model.config.user_codebooks)
     return step_codes(model, codes[..., 0], {**state, "encoder": encoder}, sampling)
 
 
-def step_codes(
-    model: MoshiForConditionalGeneration, codes: mx.array, state: State, sampling: DuplexSampling
-) -> tuple[Reply, State]:
+def step_codes(model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling) -> tuple[Reply, State]:
     """One frame from the user's codes: codes int [B, user_codebooks], -1 for no input."""
     text, state = hear_codes(model, codes, state, sampling)
     return speak(model, text, state, sampling)
 
 
-def hear(
-    model: MoshiForConditionalGeneration, sound: mx.array, state: State, sampling: DuplexSampling
-) -> tuple[mx.array, State]:
+def hear(model: Moshi, sound: mx.array, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
     """The first half of `step`, up to the sampled text token [B]; `speak` takes that token, or another, from there."""
     codes, encoder = model.audio_encoder.encode_step(sound, state["encoder"], model.config.user_codebooks)
     return hear_codes(model, codes[..., 0], {**state, "encoder": encoder}, sampling)
 
 
-def hear_codes(
-    model: MoshiForConditionalGeneration, codes: mx.array, state: State, sampling: DuplexSampling
-) -> tuple[mx.array, State]:
+def hear_codes(model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
     """The first half of `step_codes`. The state that it returns is one for `speak` alone."""
     _, user_delays = delays_of(model.config)
     user = mx.concatenate([state["user"][:, :, 1:], codes[:, :, None]], axis=-1)
@@ -107,9 +97,7 @@ def hear_codes(
     return text, {**state, **heard}
 
 
-def speak(
-    model: MoshiForConditionalGeneration, text: mx.array, heard: State, sampling: DuplexSampling
-) -> tuple[Reply, State]:
+def speak(model: Moshi, text: mx.array, heard: State, sampling: DuplexSampling) -> tuple[Reply, State]:
     """The second half of a step: text int [B] and the state from `hear` -> the reply and the next frame's state."""
     ready = heard["offset"] >= max(delays_of(model.config)[0])
     column, state = _depth_step(model, text, heard, sampling)
@@ -127,7 +115,7 @@ def delays_of(config: MoshiConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def language_step(
-    model: MoshiForConditionalGeneration, user_codes: mx.array, state: State, sampling: DuplexSampling
+    model: Moshi, user_codes: mx.array, state: State, sampling: DuplexSampling
 ) -> tuple[mx.array, mx.array, State]:
     """One position of the language model: -> text token [B], newest complete column [B, num_codebooks], state."""
     text, heard = hear_codes(model, user_codes, state, sampling)
@@ -135,9 +123,7 @@ def language_step(
     return state["text"], column, state
 
 
-def _depth_step(
-    model: MoshiForConditionalGeneration, text: mx.array, heard: State, sampling: DuplexSampling
-) -> tuple[mx.array, State]:
+def _depth_step(model: Moshi, text: mx.array, heard: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
     """The depth decoder after text [B]: -> the newest complete column [B, num_codebooks], state."""
     own_delays, _ = delays_of(model.config)
     state = dict(heard)
@@ -153,9 +139,7 @@ def _delayed(history: mx.array, delays: list[int] | tuple[int, ...]) -> mx.array
     return mx.take_along_axis(history, mx.broadcast_to(index, (*history.shape[:2], 1)), axis=-1)[..., 0]
 
 
-def _input_tokens(
-    model: MoshiForConditionalGeneration, text: mx.array, own: mx.array, user: mx.array, offset: mx.array
-) -> mx.array:
+def _input_tokens(model: Moshi, text: mx.array, own: mx.array, user: mx.array, offset: mx.array) -> mx.array:
     """The tokens [B, 1 + streams] that position `offset` sees: initial ones before the start of a stream."""
     config = model.config
     tokens = mx.concatenate([text[:, None], own, user], axis=1)
@@ -164,7 +148,7 @@ def _input_tokens(
 
 
 def sample_frame(
-    model: MoshiForConditionalGeneration, hidden: mx.array, logits: mx.array, keys: mx.array, sampling: DuplexSampling
+    model: Moshi, hidden: mx.array, logits: mx.array, keys: mx.array, sampling: DuplexSampling
 ) -> tuple[mx.array, mx.array, mx.array]:
     """The text token [B], then the depth decoder's codes [B, num_codebooks], and the next frame's keys."""
     text_noise, code_noise, keys = _noise(model, keys, sampling)
@@ -172,17 +156,13 @@ def sample_frame(
     return text.astype(mx.int32), _codes(model, hidden, text, code_noise, sampling), keys
 
 
-def _codes(
-    model: MoshiForConditionalGeneration, hidden: mx.array, text: mx.array, drawn: mx.array, sampling: DuplexSampling
-) -> mx.array:
+def _codes(model: Moshi, hidden: mx.array, text: mx.array, drawn: mx.array, sampling: DuplexSampling) -> mx.array:
     """The depth decoder's codes [B, num_codebooks] after text [B], with the noise drawn for all codebooks."""
     noises = mx.split(drawn, model.config.num_codebooks, axis=-1)
     return model.depth_decoder.sample(hidden, text, lambda i, logits: sample(logits, noises[i], sampling.audio))
 
 
-def _noise(
-    model: MoshiForConditionalGeneration, keys: mx.array, sampling: DuplexSampling
-) -> tuple[mx.array, mx.array, mx.array]:
+def _noise(model: Moshi, keys: mx.array, sampling: DuplexSampling) -> tuple[mx.array, mx.array, mx.array]:
     """Noise for the text token and, codebook after codebook, for the codes; and the next frame's keys."""
     config = model.config
     codes = config.num_codebooks * sampling.audio.candidates(config.audio_vocab_size)
@@ -190,7 +170,7 @@ def _noise(
     return text_noise, code_noise, keys
 
 
-def export_step(model: MoshiForConditionalGeneration, path: str | Path, sampling: DuplexSampling, seed: int = 0) -> int:
+def export_step(model: Moshi, path: str | Path, sampling: DuplexSampling, seed: int = 0) -> int:
     """Write the step of one conversation to `path` (.mlxfn, weights included) for programs in other languages.
 
     The function takes sound float32 [1, frame_size], then the leaves of the state in the order of `flatten`; it

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..models.layers.transformer import grow
-from ..models.moshi import MoshiForConditionalGeneration
+from ..models.moshi import Moshi
 from ..models.sampling import Sampling
 from ..models.state import State
 from . import duplex
@@ -52,7 +52,7 @@ class Session:
 
     def __init__(
         self,
-        model: MoshiForConditionalGeneration,
+        model: Moshi,
         seed: int = 0,
         *,
         temperature: float = 0.8,

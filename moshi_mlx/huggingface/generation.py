@@ -24,7 +24,7 @@ from .outputs import GenerateOutput
 from .prompt import Prompt, make_prompt, new_token_count, tokens_before
 
 if TYPE_CHECKING:
-    from ..models.moshi import MoshiForConditionalGeneration
+    from .moshi import MoshiForConditionalGeneration
 
 
 def generate(

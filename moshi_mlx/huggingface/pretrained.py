@@ -7,11 +7,12 @@ model of text alone, is read in the MLX layout that the earlier port runs (`kyut
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
+import mlx.nn as nn
 
-from ..checkpoints import layouts, translation, writing
+from ..checkpoints import huggingface_config, layouts, translation, writing
 from ..checkpoints.filling import fill, language_shapes, mimi_shapes
 from ..checkpoints.finding import CONFIG_NAME, read_json, stored_in, weights_of
 from ..checkpoints.hub import local_file, local_folder
@@ -30,10 +31,15 @@ from ..checkpoints.reading import (
 from ..checkpoints.safetensors import load_lazily, stored
 from ..errors import CheckpointError, ConfigError
 from ..models.config import MimiConfig, MoshiConfig, MoshiDepthConfig
-from ..models.depth import MoshiDepthDecoder
-from ..models.helium import MoshiForCausalLM, MoshiModel
-from ..models.mimi import MimiModel
-from ..models.moshi import MoshiForConditionalGeneration
+from ..models.depth import DepthDecoder
+from ..models.helium import LanguageModel
+from ..models.mimi import Mimi
+from ..models.moshi import Moshi
+
+M = TypeVar("M", bound=Moshi)
+L = TypeVar("L", bound=LanguageModel)
+D = TypeVar("D", bound=DepthDecoder)
+C = TypeVar("C", bound=Mimi)
 
 HELIUM_NAMES = "helium*.safetensors"
 # Sizes by which a model of text alone is recognised without config.json.
@@ -46,10 +52,10 @@ TEXT_PRESETS: dict[str, MoshiConfig] = {
 
 
 def moshi(
-    path_or_hub_id: str | Path, config: MoshiConfig | None = None, dtype: mx.Dtype | None = None
-) -> MoshiForConditionalGeneration:
+    kind: type[M], path_or_hub_id: str | Path, config: MoshiConfig | None = None, dtype: mx.Dtype | None = None
+) -> M:
     """`config` replaces the checkpoint's: the same sizes, another window, say. Raises as `moshi_mlx.load` does."""
-    model = build(_opened(local_folder(path_or_hub_id), config), dtype)
+    model = build(_opened(local_folder(path_or_hub_id), config), dtype, kind)
     mx.eval(model.parameters())
     return model
 
@@ -68,48 +74,49 @@ def _opened(folder: Path, config: MoshiConfig | None) -> Checkpoint:
     return checkpoint._replace(config=config)
 
 
+def _whole(**parts: type[nn.Module]) -> type[Moshi]:
+    """A Moshi one of whose parts is of another class."""
+    return type("Whole", (Moshi,), parts)
+
+
 def causal_lm(
-    path_or_hub_id: str | Path, config: MoshiConfig | None = None, dtype: mx.Dtype | None = None
-) -> MoshiForCausalLM:
+    kind: type[L], path_or_hub_id: str | Path, config: MoshiConfig | None = None, dtype: mx.Dtype | None = None
+) -> L:
     """The temporal transformer of a whole Moshi, or a model of text alone (Helium-1)."""
     folder = local_folder(path_or_hub_id)
     helium = _helium_file(folder)
     if helium is not None:
-        model = _helium(helium, config, dtype)
+        model: Any = _helium(kind, helium, config, dtype)
     else:
-        whole = build(_opened(folder, config), dtype)
+        whole = build(_opened(folder, config), dtype, _whole(decoder_class=kind))
         model = whole.decoder
         model.tokenizer = whole.tokenizer
     mx.eval(model.parameters())
     return model
 
 
-def model_of(path_or_hub_id: str | Path, **settings: Any) -> MoshiModel:
-    """`causal_lm` without its head."""
-    return causal_lm(path_or_hub_id, **settings).model
-
-
-def depth_decoder(path_or_hub_id: str | Path, dtype: mx.Dtype | None = None) -> MoshiDepthDecoder:
+def depth_decoder(kind: type[D], path_or_hub_id: str | Path, dtype: mx.Dtype | None = None) -> D:
     """The depth decoder of a whole Moshi."""
-    model = build(open_checkpoint(local_folder(path_or_hub_id)), dtype).depth_decoder
+    checkpoint = open_checkpoint(local_folder(path_or_hub_id))
+    model: Any = build(checkpoint, dtype, _whole(depth_class=kind)).depth_decoder
     mx.eval(model.parameters())
     return model
 
 
-def mimi(path_or_hub_id: str | Path) -> MimiModel:
+def mimi(kind: type[C], path_or_hub_id: str | Path) -> C:
     """The codec of a whole Moshi, or alone as Hugging Face has it (`kyutai/mimi`)."""
     folder = local_folder(path_or_hub_id)
     path = folder / CONFIG_NAME
     values = read_json(path) if path.is_file() else {}
     if values.get("model_type") == "mimi":
-        model = _mimi_alone(folder, MimiConfig.from_huggingface(values, str(path)))
+        model: Any = _mimi_alone(kind, folder, MimiConfig(**huggingface_config.mimi_fields(values, str(path))))
     else:
-        model = build(open_checkpoint(folder)).audio_encoder
+        model = build(open_checkpoint(folder), None, _whole(codec_class=kind)).audio_encoder
     mx.eval(model.parameters())
     return model
 
 
-def _mimi_alone(folder: Path, config: MimiConfig) -> MimiModel:
+def _mimi_alone(kind: type[C], folder: Path, config: MimiConfig) -> C:
     prefix, (tensors, files) = translation.HF_MIMI_PREFIX, stored_in(weights_of(folder, None))
     part = Part(
         {prefix + name: tensor for name, tensor in tensors.items()},
@@ -118,7 +125,7 @@ def _mimi_alone(folder: Path, config: MimiConfig) -> MimiModel:
     )
     check_mimi(part, config)
     loaded = {prefix + k: v for file in dict.fromkeys(files.values()) for k, v in load_lazily(file).items()}
-    model = MimiModel(config)
+    model = kind(config)
     fill(model, list(layouts.mimi(config)), translation.to_mlx(part.pieces, loaded), mx.float32)
     model.eval()
     return model
@@ -136,13 +143,13 @@ def _helium_file(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _helium(path: Path, config: MoshiConfig | None, dtype: mx.Dtype | None) -> MoshiForCausalLM:
+def _helium(kind: type[L], path: Path, config: MoshiConfig | None, dtype: mx.Dtype | None) -> L:
     check_dtype(dtype)
     tensors = stored(path)
     config = config or _helium_config(path)
     part = Part(tensors, [], dict.fromkeys(tensors, path))
     check_language(part, config)
-    model = MoshiForCausalLM(config)
+    model = kind(config)
     fill(model, layouts.kyutai_mlx_text(config), part.load(), dtype)
     tokenizers = sorted(path.parent.glob("*.model"))
     if len(tokenizers) == 1:
@@ -171,7 +178,7 @@ def config_of(path_or_hub_id: str | Path) -> MoshiConfig:
     """The config of a folder or hub id, in any layout; of Hugging Face's, config.json alone is fetched."""
     values, where = _config_json(path_or_hub_id)
     if "depth_decoder_config" in values:
-        return MoshiConfig.from_huggingface(values, where)
+        return MoshiConfig(**huggingface_config.moshi_fields(values, where))
     folder = local_folder(path_or_hub_id)
     helium = _helium_file(folder)
     return _helium_config(helium) if helium else open_checkpoint(folder).config
@@ -181,7 +188,7 @@ def depth_config_of(path_or_hub_id: str | Path) -> MoshiDepthConfig:
     """A depth decoder's config: its own file, or that of a whole Moshi."""
     values, where = _config_json(path_or_hub_id)
     if values.get("model_type") == "moshi_depth":
-        return MoshiDepthConfig.from_huggingface(values, where)
+        return MoshiDepthConfig(**huggingface_config.depth_fields(values, where))
     return config_of(path_or_hub_id).depth_decoder_config
 
 
@@ -189,7 +196,7 @@ def mimi_config_of(path_or_hub_id: str | Path) -> MimiConfig:
     """A codec's config: its own file, or that of a whole Moshi."""
     values, where = _config_json(path_or_hub_id)
     if values.get("model_type") == "mimi":
-        return MimiConfig.from_huggingface(values, where)
+        return MimiConfig(**huggingface_config.mimi_fields(values, where))
     return config_of(path_or_hub_id).audio_encoder_config
 
 
@@ -200,7 +207,7 @@ def _config_json(path_or_hub_id: str | Path) -> tuple[dict[str, Any], str]:
     return (read_json(path) if path.is_file() else {}), str(path)
 
 
-def save(model: MoshiForConditionalGeneration, folder: str | Path, overwrite: bool = False) -> None:
+def save(model: Moshi, folder: str | Path, overwrite: bool = False) -> None:
     """Write layout 3: config.json, shards of at most 5 GB with their index, generation_config.json.
 
     The folder is there whole or not at all; one that exists is refused unless `overwrite`. Raises InputError, and

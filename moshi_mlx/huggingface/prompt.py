@@ -15,7 +15,7 @@ from ..conversation import streams
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from ..models.moshi import MoshiForConditionalGeneration
+    from .moshi import MoshiForConditionalGeneration
 
 DEFAULT_NEW_TOKENS = 20
 

@@ -14,13 +14,14 @@ import mlx.core as mx
 from .. import inputs
 from ..conversation import streams
 from ..models.config import MoshiConfig
-from ..models.depth import Caches, Kept
+from ..models.depth import Caches
 from ..models.layers.sequence import packing
+from .depth import Kept
 from .losses import cross_entropy
 from .outputs import ConditionalGenerationOutput
 
 if TYPE_CHECKING:
-    from ..models.moshi import MoshiForConditionalGeneration
+    from .moshi import MoshiForConditionalGeneration
 
 
 def run(

@@ -12,7 +12,7 @@ from ..models.sampling import Sampling, noise, sample
 from .prompt import new_token_count, packed
 
 if TYPE_CHECKING:
-    from ..models.helium import MoshiForCausalLM
+    from .helium import MoshiForCausalLM
 
 
 def generate_text(

@@ -16,7 +16,7 @@ from ..conversation import duplex
 from ..conversation.session import BUFFER_CACHE_BYTES, Session
 from ..errors import InputError
 from ..models.layers.linear import Embedding
-from ..models.moshi import MoshiForConditionalGeneration
+from ..models.moshi import Moshi
 from ..models.state import flatten
 from ..terminal.sizes import size
 from . import chips
@@ -84,13 +84,13 @@ def check_memory(needed: int, what: str, advice: str) -> None:
         )
 
 
-def conversation_bytes(model: MoshiForConditionalGeneration, kv_bits: int | None = None) -> int:
+def conversation_bytes(model: Moshi, kv_bits: int | None = None) -> int:
     """Weights, the state of a conversation that fills the context, and what MLX keeps of freed buffers."""
     state = duplex.init_state(model, [0], kv_bits=kv_bits)  # lazy: nothing is taken
     return weight_bytes(model)[0] + sum(array.nbytes for _, array in flatten(state)) + BUFFER_CACHE_BYTES
 
 
-def weight_bytes(model: MoshiForConditionalGeneration) -> tuple[int, int]:
+def weight_bytes(model: Moshi) -> tuple[int, int]:
     """(bytes of all weights, bytes that a frame reads): of tables a frame reads a few rows, of all else everything."""
     arrays = {id(array): array.nbytes for _, array in flatten(model.parameters())}
     tables = {id(a) for m in model.modules() if isinstance(m, Embedding) for a in m.values() if isinstance(a, mx.array)}
@@ -101,7 +101,7 @@ def weight_bytes(model: MoshiForConditionalGeneration) -> tuple[int, int]:
     return total, total - sum(size for key, size in arrays.items() if key in tables) - unused
 
 
-def report(model: MoshiForConditionalGeneration, kv_bits: int | None = None) -> str:
+def report(model: Moshi, kv_bits: int | None = None) -> str:
     """One line: the weights, and on a chip whose memory bandwidth is published the least time of a frame."""
     total, a_frame = weight_bytes(model)
     line = f"weights {size(total)}, {size(a_frame)} of them read in every frame of {chips.FRAME_MS:.0f} ms"

@@ -1,20 +1,16 @@
 """What a Moshi is made of: frozen dataclasses under the names that Hugging Face gives their fields.
 
-Every field is read by some module here, or held to the one value that this package honours. Configuration files of
-Kyutai and of Hugging Face are translated by `kyutai_config` and `huggingface_config`, which refuse by name every key
-that they do not know or that this package cannot honour.
+Every field is read by some module here, or held to the one value that this package honours. Configuration files are
+read and written by `checkpoints.kyutai_config` and `checkpoints.huggingface_config`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import prod
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from ..checkpoints import huggingface_config, kyutai_config
 from ..errors import require
 
 
@@ -50,13 +46,24 @@ def _check_heads(config: Any) -> None:
     )
 
 
-class _Heads:
-    """What the three configs derive from their attention heads alike."""
+class _Config:
+    """What the three configs have alike: equality by their fields, and what follows from their attention heads."""
 
     hidden_size: int
     num_attention_heads: int
     num_key_value_heads: int | None
     head_dim: int | None
+
+    def __eq__(self, other: object) -> bool:
+        """A config with the same fields, though of a class above or below this one."""
+        alike = isinstance(other, type(self)) or isinstance(self, type(other))
+        return alike and self._values() == other._values()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
 
     @property
     def key_value_heads(self) -> int:
@@ -67,18 +74,14 @@ class _Heads:
         """Values in a head: `head_dim`, or hidden_size / num_attention_heads."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
-    def to_dict(self) -> dict[str, Any]:
-        """The content of Hugging Face's `config.json`."""
-        raise NotImplementedError
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` into a folder, which is made where it does not exist."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / "config.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+def _fields_of(config: Any) -> dict[str, Any]:
+    """The fields of a config, or the dict of them that stands for one."""
+    return dict(config) if isinstance(config, Mapping) else {f.name: getattr(config, f.name) for f in fields(config)}
 
 
-@dataclass(frozen=True)
-class MimiConfig(_Heads):
+@dataclass(frozen=True, eq=False)
+class MimiConfig(_Config):
     """The codec (Moshi paper, section 3.3). `upsampling_ratios` are in decoder order, as in every published file."""
 
     sampling_rate: int = 24000
@@ -137,29 +140,9 @@ class MimiConfig(_Heads):
         """Transformer positions in a frame: 2."""
         return self.frame_size // self.hop_length
 
-    @classmethod
-    def from_kyutai(cls, values: Mapping[str, Any], where: str) -> MimiConfig:
-        """From the file that `mimi_config_name` names in Kyutai's checkpoints."""
-        return cls(**kyutai_config.mimi_fields(values, where))
 
-    @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path) -> MimiConfig:
-        """The codec's config of a folder or hub id: its own, or that of a whole Moshi."""
-        from ..huggingface.pretrained import mimi_config_of
-
-        return mimi_config_of(path_or_hub_id)
-
-    @classmethod
-    def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MimiConfig:
-        """From a `config.json` of model_type "mimi"."""
-        return cls(**huggingface_config.mimi_fields(values, where))
-
-    def to_dict(self) -> dict[str, Any]:
-        return huggingface_config.mimi_dict(self)
-
-
-@dataclass(frozen=True)
-class MoshiDepthConfig(_Heads):
+@dataclass(frozen=True, eq=False)
+class MoshiDepthConfig(_Config):
     """The depth decoder: one step for each codebook of a frame, each with weights of its own.
 
     `weights_per_step_schedule[step]` says which set of weights a step uses, where steps share them.
@@ -212,24 +195,9 @@ class MoshiDepthConfig(_Heads):
         """The set of weights of each step."""
         return self.weights_per_step_schedule or tuple(range(self.num_codebooks))
 
-    @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path) -> MoshiDepthConfig:
-        """The depth decoder's config of a folder or hub id."""
-        from ..huggingface.pretrained import depth_config_of
 
-        return depth_config_of(path_or_hub_id)
-
-    @classmethod
-    def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MoshiDepthConfig:
-        """From a configuration of model_type "moshi_depth"."""
-        return cls(**huggingface_config.depth_fields(values, where))
-
-    def to_dict(self) -> dict[str, Any]:
-        return huggingface_config.depth_dict(self)
-
-
-@dataclass(frozen=True)
-class MoshiConfig(_Heads):
+@dataclass(frozen=True, eq=False)
+class MoshiConfig(_Config):
     """Helium and the streams around it. `ffn_dim` is twice the hidden width of the gated MLP, as Hugging Face has it.
 
     `num_codebooks` streams are generated; `audio_delays` has one delay, in frames, for every audio stream that the
@@ -260,6 +228,9 @@ class MoshiConfig(_Heads):
     depth_decoder_config: MoshiDepthConfig = field(default_factory=MoshiDepthConfig)
     audio_encoder_config: MimiConfig = field(default_factory=MimiConfig)
 
+    mimi_class: ClassVar[type[MimiConfig]] = MimiConfig
+    depth_class: ClassVar[type[MoshiDepthConfig]] = MoshiDepthConfig
+
     def __post_init__(self) -> None:
         self._fill_in()
         _positive(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "audio_vocab_size")
@@ -274,15 +245,15 @@ class MoshiConfig(_Heads):
     def _fill_in(self) -> None:
         """Replace the values that stand for others, and dicts of fields by the configs that they describe."""
         mimi, depth = self.audio_encoder_config, self.depth_decoder_config
-        if isinstance(mimi, Mapping):
-            mimi = MimiConfig(**mimi)
+        if not isinstance(mimi, self.mimi_class):
+            mimi = self.mimi_class(**_fields_of(mimi))
         if self.audio_vocab_size is None:
             object.__setattr__(self, "audio_vocab_size", mimi.codebook_size)
         if self.audio_delays is None:
             object.__setattr__(self, "audio_delays", (0, *[1] * (self.num_codebooks - 1)) * 2)
-        if isinstance(depth, Mapping):
+        if not isinstance(depth, self.depth_class):
             shared = {name: getattr(self, name) for name in ("vocab_size", "audio_vocab_size", "num_codebooks")}
-            depth = MoshiDepthConfig(**{"input_size": self.hidden_size, **shared, **depth})
+            depth = self.depth_class(**{"input_size": self.hidden_size, **shared, **_fields_of(depth)})
         object.__setattr__(self, "audio_encoder_config", mimi)
         object.__setattr__(self, "depth_decoder_config", depth)
 
@@ -324,31 +295,6 @@ class MoshiConfig(_Heads):
     def sampling_rate(self) -> int:
         """Samples a second of the codec's sound."""
         return self.audio_encoder_config.sampling_rate
-
-    @classmethod
-    def from_audio_encoder_config(cls, audio_encoder_config: MimiConfig, **fields: Any) -> MoshiConfig:
-        """The config around a codec's; `fields` are the other ones."""
-        return cls(audio_encoder_config=audio_encoder_config, **fields)
-
-    @classmethod
-    def from_kyutai(cls, values: Mapping[str, Any], where: str, mimi: MimiConfig | None = None) -> MoshiConfig:
-        """From the language model's part of Kyutai's `config.json`."""
-        return cls(**kyutai_config.moshi_fields(values, where), audio_encoder_config=mimi or MimiConfig())
-
-    @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path) -> MoshiConfig:
-        """The config of a folder or hub id, in any layout."""
-        from ..huggingface.pretrained import config_of
-
-        return config_of(path_or_hub_id)
-
-    @classmethod
-    def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MoshiConfig:
-        """From a `config.json` of model_type "moshi"."""
-        return cls(**huggingface_config.moshi_fields(values, where))
-
-    def to_dict(self) -> dict[str, Any]:
-        return huggingface_config.moshi_dict(self)
 
 
 # Sizes by which a checkpoint without config.json is recognised. One row a published model family.

@@ -6,49 +6,20 @@ It has no positions, and every step has weights of its own. Its keys and values 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .. import inputs as checks
-from ..errors import InputError
-from ..huggingface.losses import cross_entropy
-from ..huggingface.outputs import CausalLMOutput
 from .config import MoshiDepthConfig
 from .layers.initial import initialize
 from .layers.linear import Embedding, Linear
 from .layers.sequence import attention_weights
 from .layers.transformer import LayerConfig, TransformerLayer
-from .sampling import Sampling, noise, sample
-from .state import State
 
 Sampler = Callable[[int, mx.array], mx.array]
 """(step, logits [B, audio_vocab]) -> codes int [B]."""
 Caches = list[list[mx.array]]
 """Of each layer: keys and values [B, Hkv, steps so far, D], or nothing before the first step."""
-
-
-@dataclass
-class Kept:
-    """What a call was asked to keep of its steps."""
-
-    hidden_states: list[list[mx.array]]  # of each step, its input and the output of each layer
-    attentions: list[mx.array] | None  # [N, H, 1, steps so far], layer by layer, step after step
-
-    def layer_states(self) -> tuple[mx.array, ...]:
-        """[N, S, hidden] of the embeddings, then of each layer."""
-        return tuple(mx.stack(list(steps), axis=1) for steps in zip(*self.hidden_states, strict=True))
-
-    def layer_weights(self) -> tuple[mx.array, ...]:
-        """The attention weights [N, H, S, steps] of each layer, zero where a step does not see."""
-        weights = self.attentions or []
-        layers = len(self.hidden_states[0]) - 1
-        most = weights[-1].shape[-1]
-        padded = [mx.pad(w, [(0, 0), (0, 0), (0, 0), (0, most - w.shape[-1])]) for w in weights]
-        return tuple(mx.concatenate(padded[layer::layers], axis=2) for layer in range(layers))
 
 
 class DepthLayers(nn.Module):
@@ -70,11 +41,8 @@ class DepthSlice(nn.Module):
         self.linear_out = Linear(config.hidden_size, config.audio_vocab_size)
 
 
-class MoshiDepthDecoder(nn.Module):
-    """`linear_in` projects the hidden state for every set of weights at once: [input_size, sets * hidden_size].
-
-    `sample` is the live path; a call runs given tokens, with Hugging Face's arguments, through the same steps.
-    """
+class DepthDecoder(nn.Module):
+    """`linear_in` projects the hidden state for every set of weights at once: [input_size, sets * hidden_size]."""
 
     def __init__(self, config: MoshiDepthConfig, seed: int = 0) -> None:
         super().__init__()
@@ -104,123 +72,6 @@ class MoshiDepthDecoder(nn.Module):
     def inputs(self, hidden: mx.array) -> list[mx.array]:
         """The hidden state projected for every set of weights."""
         return list(mx.split(self.linear_in(hidden), max(self.config.schedule) + 1, axis=-1))
-
-    def __call__(
-        self,
-        input_ids: Any = None,
-        last_hidden_state: mx.array | None = None,
-        past_key_values: State = None,
-        inputs_embeds: mx.array | None = None,
-        use_cache: bool | None = None,
-        labels: Any = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> CausalLMOutput:
-        """Steps of frames, given their tokens -> logits [N, S, audio_vocab] of S steps.
-
-        input_ids int [N, S]: the text token, then codes of the codebooks in order (-1: no input), S up to
-        num_codebooks; after `past_key_values` (what an earlier call returned) the steps count on. In their stead
-        inputs_embeds [N, S, hidden]. last_hidden_state [N, input_size], [N, 1, input_size] or one for each step
-        [N, S, input_size]. `labels` int [N, S] are the codes that each step should give, negative or audio_vocab_size
-        where they do not count. Raises InputError.
-        """
-        first = 0 if past_key_values is None else past_key_values[0][0].shape[2]
-        embeds = self._embeds(input_ids, inputs_embeds, first)
-        hidden = self._frames(last_hidden_state, len(embeds[0]), len(embeds))
-        caches: Caches = [list(cache) for cache in past_key_values or [[]] * self.config.num_hidden_layers]
-        kept = Kept([], [] if output_attentions else None)
-        logits = self.over_steps(embeds, hidden, caches, kept)
-        loss = None
-        if labels is not None:
-            labels = checks.tokens("labels", labels, logits.shape[:2], -100, self.config.audio_vocab_size)
-            loss = cross_entropy(logits, mx.where(labels == self.config.audio_vocab_size, -1, labels))
-        return CausalLMOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=caches if (self.config.use_cache if use_cache is None else use_cache) else None,
-            hidden_states=kept.layer_states() if output_hidden_states else None,
-            attentions=kept.layer_weights() if output_attentions else None,
-        )
-
-    def over_steps(self, embeds: list[mx.array], hidden: mx.array, caches: Caches, kept: Kept) -> mx.array:
-        """The tokens' embeddings [N, hidden] of each step and hidden [N, 1 or S, input_size] -> logits [N, S, V]."""
-        first = caches[0][0].shape[2] if caches[0] else 0
-        sets = self.config.schedule[first : first + len(embeds)]
-        parts = [list(mx.split(part, hidden.shape[1], axis=1)) for part in self.inputs(hidden)]
-        logits = []
-        for step, (embed, s) in enumerate(zip(embeds, sets, strict=True)):
-            x = parts[s][step if hidden.shape[1] > 1 else 0].squeeze(1) + embed
-            states = [x]
-            for layer, cache in zip(self.slices[first + step].transformer.layers, caches, strict=True):
-                x = layer_step(layer, x, cache, kept.attentions)
-                states.append(x)
-            kept.hidden_states.append(states)
-            logits.append(self.slices[first + step].linear_out(x))
-        return mx.stack(logits, axis=1)
-
-    def embed(self, tokens: mx.array, first: int = 0) -> list[mx.array]:
-        """tokens int [N, S] that the steps from `first` on see -> their rows [N, hidden], one for each step."""
-        columns = [column.squeeze(1) for column in mx.split(tokens, tokens.shape[1], axis=1)]
-        parts = self.slices[first : first + len(columns)]
-        return [part.emb(column) for part, column in zip(parts, columns, strict=True)]
-
-    def _embeds(self, input_ids: Any, inputs_embeds: mx.array | None, first: int) -> list[mx.array]:
-        config = self.config
-        checks.one_of(input_ids=input_ids, inputs_embeds=inputs_embeds)
-        if inputs_embeds is not None:
-            checks.check_shape("inputs_embeds", inputs_embeds, (None, None, config.hidden_size))
-            given = inputs_embeds
-        else:
-            given = checks.tokens(
-                "input_ids", input_ids, (None, None), -1, max(config.vocab_size, config.audio_vocab_size)
-            )
-            if first or given.shape[1] > 1:
-                checks.tokens("input_ids after the text token", given[:, 0 if first else 1 :], (None, None), -1,
-                              config.audio_vocab_size)  # fmt: skip
-        steps = given.shape[1]
-        if steps > config.num_codebooks - first:
-            raise InputError(f"input_ids: got {steps} steps after {first}, expected {config.num_codebooks} in all")
-        if inputs_embeds is None:
-            return self.embed(given, first)
-        return [column.squeeze(1) for column in mx.split(given, steps, axis=1)]
-
-    def _frames(self, hidden: mx.array | None, rows: int, steps: int) -> mx.array:
-        """last_hidden_state as [N, 1 or S, input_size]."""
-        size = self.config.input_size
-        hidden = hidden[:, None] if hidden is not None and hidden.ndim == 2 else hidden
-        if hidden is None or hidden.shape not in ((rows, 1, size), (rows, steps, size)):
-            got = "None" if hidden is None else f"shape {list(hidden.shape)}"
-            raise InputError(f"last_hidden_state: got {got}, expected [{rows}, 1 or {steps}, {size}]")
-        return hidden
-
-    def generate(
-        self,
-        input_ids: Any = None,
-        last_hidden_state: mx.array | None = None,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int = 50,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        seed: int = 0,
-    ) -> mx.array:
-        """The codes of whole frames: input_ids int [N, 1] of text, last_hidden_state [N, 1, input_size]
-        -> int32 [N, 1 + num_codebooks], the text token first. Raises InputError.
-        """
-        text = checks.tokens("input_ids", input_ids, (None, 1), 0, self.config.vocab_size)
-        hidden = self._frames(last_hidden_state, len(text), 1).squeeze(1)
-        settings = Sampling(temperature, top_k, top_p, min_p) if do_sample else Sampling(temperature=0)
-        keys = mx.stack([mx.random.key(seed + row) for row in range(len(text))])
-        draws, _ = noise(keys, [settings.candidates(self.config.audio_vocab_size)] * self.config.num_codebooks)
-        codes = self.sample(hidden, text.squeeze(1), lambda step, logits: sample(logits, draws[step], settings))
-        return mx.concatenate([text, codes], axis=1)
-
-    @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Any) -> MoshiDepthDecoder:
-        """The depth decoder of a Moshi in any layout; `dtype`."""
-        from ..huggingface.pretrained import depth_decoder
-
-        return depth_decoder(path_or_hub_id, **settings)
 
 
 def layer_step(

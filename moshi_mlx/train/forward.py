@@ -16,16 +16,14 @@ from ..conversation import streams
 from ..models.depth import layer_step
 from ..models.layers import sequence
 from ..models.layers.transformer import TransformerLayer
-from ..models.moshi import MoshiForConditionalGeneration
+from ..models.moshi import Moshi
 from .weights import Weights, placed
 
 Arrays = list[mx.array]
 Layer = Callable[[Any, Arrays], Arrays]
 
 
-def logits(
-    model: MoshiForConditionalGeneration, tokens: mx.array, again: Weights | None = None
-) -> tuple[mx.array, mx.array]:
+def logits(model: Moshi, tokens: mx.array, again: Weights | None = None) -> tuple[mx.array, mx.array]:
     """tokens int [B, 1 + streams, T] -> text logits [B, T, vocab], audio logits [B, num_codebooks, T, audio_vocab].
 
     They are those of positions: of a delayed codebook, position p gives an earlier index. `again`: the weights whose
@@ -35,7 +33,7 @@ def logits(
     return model.decoder.lm_head(hidden), _depth(model, hidden, streams.depth_inputs(model.config, tokens), again)
 
 
-def _temporal(model: MoshiForConditionalGeneration, seen: mx.array, again: Weights | None) -> mx.array:
+def _temporal(model: Moshi, seen: mx.array, again: Weights | None) -> mx.array:
     """[B, 1 + streams, T] -> normalised hidden states [B, T, hidden]."""
     helium, config = model.decoder.model, model.config
     span = sequence.span(seen.shape[2], mx.zeros((len(seen),), mx.int32), None, 0, config.sliding_window)
@@ -51,7 +49,7 @@ def _temporal(model: MoshiForConditionalGeneration, seen: mx.array, again: Weigh
     return helium.norm(x)
 
 
-def _depth(model: MoshiForConditionalGeneration, hidden: mx.array, given: mx.array, again: Weights | None) -> mx.array:
+def _depth(model: Moshi, hidden: mx.array, given: mx.array, again: Weights | None) -> mx.array:
     """hidden [B, T, hidden], tokens [B, num_codebooks, T] before each step -> [B, num_codebooks, T, audio_vocab]."""
     depth, schedule = model.depth_decoder, model.config.depth_decoder_config.schedule
     embeds = depth.embed(given.swapaxes(1, 2).reshape(-1, given.shape[1]))  # of each step [B * T, depth hidden]

@@ -18,7 +18,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..models.config import MoshiConfig
-from ..models.moshi import MoshiForConditionalGeneration
+from ..models.moshi import Moshi
 from .forward import logits
 from .weights import Weights
 
@@ -64,7 +64,7 @@ def _targets(tokens: np.ndarray, config: MoshiConfig) -> np.ndarray:
     return targets
 
 
-def loss(model: MoshiForConditionalGeneration, batch: Batch, again: Weights | None = None) -> tuple[mx.array, mx.array]:
+def loss(model: Moshi, batch: Batch, again: Weights | None = None) -> tuple[mx.array, mx.array]:
     """The batch's part of the loss, and its parts by kind [text, semantic, acoustic], weighted sums all of them.
 
     `again` as in `logits`.

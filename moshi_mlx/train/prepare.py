@@ -20,7 +20,7 @@ from ..checkpoints.safetensors import load_lazily
 from ..conversation import text
 from ..errors import InputError
 from ..models.mimi import FRAMES_PER_CALL
-from ..models.moshi import MoshiForConditionalGeneration
+from ..models.moshi import Moshi
 from . import recordings
 from .files import metadata_of, say, write_json, write_tensors
 from .recordings import Conversation, Word
@@ -29,7 +29,7 @@ INDEX = "prepared.json"
 SHARD_SECONDS = 600  # of sound: about what an interruption costs
 
 
-def settings_of(model: MoshiForConditionalGeneration) -> dict[str, Any]:
+def settings_of(model: Moshi) -> dict[str, Any]:
     """What a model must have in common with prepared data: codec, tokenizer and streams."""
     books = np.array(model.audio_encoder.quantizer.embedding)
     return {
@@ -39,7 +39,7 @@ def settings_of(model: MoshiForConditionalGeneration) -> dict[str, Any]:
     }
 
 
-def prepare(model: MoshiForConditionalGeneration, source: list[Conversation], folder: Path, speaker: str) -> None:
+def prepare(model: Moshi, source: list[Conversation], folder: Path, speaker: str) -> None:
     """Write the conversations' codes and text to `folder`; whole shards of an interrupted run are kept.
 
     Raises InputError or AudioError, naming the file, before anything is encoded.
@@ -90,14 +90,12 @@ def _key(group: list[Conversation], settings: dict[str, Any]) -> str:
 Encode = Callable[[mx.array, Any], tuple[mx.array, Any]]
 
 
-def _encoder(model: MoshiForConditionalGeneration) -> Encode:
+def _encoder(model: Moshi) -> Encode:
     mimi, count = model.audio_encoder, max(model.config.num_codebooks, model.config.user_codebooks)
     return mx.compile(lambda sound, state: mimi.encode_step(sound, state, count))
 
 
-def _streams(
-    model: MoshiForConditionalGeneration, encode: Encode, conversation: Conversation, words: list[Word]
-) -> mx.array:
+def _streams(model: Moshi, encode: Encode, conversation: Conversation, words: list[Word]) -> mx.array:
     """uint16 [1 + streams, frames] of a conversation."""
     codec, config = model.config.audio_encoder_config, model.config
     samples, parts, state = 0, [], model.audio_encoder.init_encoder_state(2, FRAMES_PER_CALL)

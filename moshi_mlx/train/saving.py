@@ -17,7 +17,7 @@ from mlx.utils import tree_map
 from ..checkpoints import adapters, kyutai_config, writing
 from ..checkpoints.safetensors import load_lazily
 from ..errors import CheckpointError, ConfigError
-from ..models.moshi import MoshiForConditionalGeneration
+from ..models.moshi import Moshi
 from .files import metadata_of, write_json, write_tensors
 from .options import Options
 from .steps import State
@@ -40,7 +40,7 @@ class Progress(NamedTuple):
     optimizer: State
 
 
-def save(folder: Path, progress: Progress, options: Options, model: MoshiForConditionalGeneration) -> None:
+def save(folder: Path, progress: Progress, options: Options, model: Moshi) -> None:
     """The state, then the result: adapters.safetensors and a numbered copy, or a whole checkpoint."""
     tensors = {f"weights/{name}": value for name, value in progress.weights.items()}
     tensors |= {f"optimizer/{name}": value for name, value in _flat(progress.optimizer)}
@@ -64,7 +64,7 @@ def adapter_config(options: Options) -> dict[str, Any]:
     return values | {"lora_parameters": {"rank": options.rank, "scale": options.scale, "dropout": 0.0}}
 
 
-def kyutai_config_of(options: Options, model: MoshiForConditionalGeneration) -> dict[str, Any]:
+def kyutai_config_of(options: Options, model: Moshi) -> dict[str, Any]:
     """What Kyutai's package, and `convert --lora`, want to find beside an adapter."""
     adapter = {"lora": True, "lora_rank": options.rank, "lora_scaling": options.scale}
     return kyutai_config.moshi_dict(model.config) | adapter

@@ -12,7 +12,7 @@ import mlx.nn as nn
 import mlx.optimizers
 from mlx.utils import tree_map
 
-from ..models.moshi import MoshiForConditionalGeneration
+from ..models.moshi import Moshi
 from .loss import Batch, loss
 from .weights import Weights, placed
 
@@ -25,7 +25,7 @@ class Steps:
 
     def __init__(
         self,
-        model: MoshiForConditionalGeneration,
+        model: Moshi,
         optimizer: mlx.optimizers.Optimizer,
         max_grad_norm: float,
         remat: bool,
@@ -71,7 +71,7 @@ class Steps:
         return total
 
 
-def _gradients(model: MoshiForConditionalGeneration, remat: bool) -> Any:
+def _gradients(model: Moshi, remat: bool) -> Any:
     def objective(weights: Weights, batch: Batch) -> tuple[mx.array, mx.array]:
         with placed(model, weights):
             return loss(model, batch, weights if remat else None)
@@ -85,7 +85,7 @@ def _gradients(model: MoshiForConditionalGeneration, remat: bool) -> Any:
     return gradients
 
 
-def _losses(model: MoshiForConditionalGeneration) -> Any:
+def _losses(model: Moshi) -> Any:
     def losses(weights: Weights, batch: Batch) -> mx.array:
         with placed(model, weights):
             return loss(model, batch)[1]

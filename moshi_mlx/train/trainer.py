@@ -10,9 +10,10 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from ..checkpoints import adapters, reading
+from ..checkpoints import adapters
 from ..conversation.session import bound_memory
 from ..errors import ConfigError
+from ..huggingface.loading import load
 from . import dataset, saving
 from . import weights as trained
 from .curves import KINDS, Curve, Losses
@@ -40,7 +41,7 @@ class Trainer:
         if self._first and resumed is None:
             saving.refuse_to_overwrite(self.folder)
         self._say(f"loading {options.model} ...")
-        self.model = reading.load(options.model)
+        self.model = load(options.model)
         self._frame_rate = self.model.config.audio_encoder_config.frame_rate
         bound_memory()
         self._data, self._valid = self._datasets()

@@ -18,14 +18,12 @@ import mlx.nn as nn
 from ..checkpoints import adapters
 from ..checkpoints.filling import module_at
 from ..errors import ConfigError
-from ..models.moshi import MoshiForConditionalGeneration
+from ..models.moshi import Moshi
 
 Weights = dict[str, mx.array]
 
 
-def choose(
-    model: MoshiForConditionalGeneration, kind: str, num_layers: int, rank: int, scale: float, seed: int
-) -> Weights:
+def choose(model: Moshi, kind: str, num_layers: int, rank: int, scale: float, seed: int) -> Weights:
     """The weights that a run trains; for "lora" the layers get adapters, whose update is zero to begin with.
 
     Raises ConfigError where the model has fewer layers, or is quantized and all weights were to be trained.
@@ -52,7 +50,7 @@ def _is_frozen(name: str, frozen: int) -> bool:
     return layer is not None and int(layer[1]) < frozen
 
 
-def _adapters(model: MoshiForConditionalGeneration, frozen: int, rank: int, scale: float, seed: int) -> Weights:
+def _adapters(model: Moshi, frozen: int, rank: int, scale: float, seed: int) -> Weights:
     """As Kyutai initialises them: A uniform within 1 / sqrt(in), B zero."""
     chosen: Weights = {}
     key, dtype = mx.random.key(seed), model.decoder.model.dtype
@@ -69,7 +67,7 @@ def _adapters(model: MoshiForConditionalGeneration, frozen: int, rank: int, scal
     return chosen
 
 
-def of_adapter(model: MoshiForConditionalGeneration, adapter: adapters.Adapter, rank: int) -> Weights:
+def of_adapter(model: Moshi, adapter: adapters.Adapter, rank: int) -> Weights:
     """The weights of an adapter's file. Raises CheckpointError or ConfigError where it does not fit the model."""
     found: Weights = {}
     for path, (a, b) in adapters.updates(model, adapter).items():

@@ -26,10 +26,10 @@ from miniature.questions import Question
 from miniature.sizes import CLIP_FRAMES, CODEC, LANGUAGE
 from miniature.speech import Voice, speak
 from miniature.training import Curve, Recipe, plot_curves, read_curve
+from moshi_mlx import MimiConfig
 from moshi_mlx.checkpoints import writing
 from moshi_mlx.conversation.duplex import DuplexSampling
 from moshi_mlx.errors import MoshiError
-from moshi_mlx.models.config import MimiConfig
 from moshi_mlx.models.layers import activations
 from moshi_mlx.models.layers.conv import CausalConv, StridedConv
 from moshi_mlx.models.mimi import MimiModel

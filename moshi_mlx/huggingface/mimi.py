@@ -1,0 +1,120 @@
+"""The codec under the names of Hugging Face's `MimiModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .. import inputs
+from ..conversation.codec import MimiStream, check_codebooks
+from ..errors import InputError
+from ..models import config as plain
+from ..models.mimi import FRAMES_PER_CALL, Mimi
+from ..models.state import State
+from . import pretrained
+from .config import MimiConfig
+from .outputs import MimiOutput
+
+
+class MimiModel(Mimi):
+    """The codec. Sound is float [B, T] in [-1, 1] at `config.sampling_rate`; codes are int32 [B, codebooks, frames].
+
+    Weights are random (`initializer_range`, `seed`) until some are loaded.
+    """
+
+    config: MimiConfig
+
+    def __init__(self, config: plain.MimiConfig, seed: int = 0) -> None:
+        super().__init__(MimiConfig.of(config), seed)
+
+    def encode(self, input_values: Any, padding_mask: Any = None, num_quantizers: int | None = None) -> MimiOutput:
+        """input_values float [B, T] or [B, 1, T] -> audio_codes int32 [B, num_quantizers, frames].
+
+        T is padded to whole frames with silence. `padding_mask` of the same shape, or [B, T], is 0 behind the end of a
+        row: that row's codes are those of the row alone, then -1 (transformers 5.23 encodes what is there). Raises
+        InputError where the shape, the mask or the number of codebooks does not fit.
+        """
+        count = check_codebooks(self.config, self.config.num_quantizers if num_quantizers is None else num_quantizers)
+        sound = _mono(input_values)
+        size = self.config.frame_size
+        lengths = None if padding_mask is None else row_lengths(padding_mask, sound.shape)
+        if lengths is not None:
+            sound = mx.where(mx.arange(sound.shape[1]) < lengths[:, None], sound, 0)
+        sound = mx.pad(sound, [(0, 0), (0, -sound.shape[1] % size)])
+        state = self.init_encoder_state(len(sound), FRAMES_PER_CALL)
+        codes = _in_calls(lambda x, s: self.encode_step(x, s, count), sound, state, FRAMES_PER_CALL * size)
+        if lengths is not None:
+            codes = mx.where(mx.arange(codes.shape[2]) * size < lengths[:, None, None], codes, -1)
+        return MimiOutput(audio_codes=codes)
+
+    def decode(self, audio_codes: Any, padding_mask: Any = None) -> MimiOutput:
+        """audio_codes int [B, codebooks, frames] -> audio_values float [B, 1, frames * frame_size].
+
+        Frames of -1 are silent, and so is what `padding_mask` [B, T] or [B, 1, T] marks with 0 behind the end of a row;
+        the sound is cut to its T samples. Raises InputError where the shape, the mask or the codes do not fit.
+        """
+        codes = inputs.tokens("audio_codes", audio_codes, (None, None, None), -1, self.config.codebook_size - 1)
+        check_codebooks(self.config, codes.shape[1])
+        state = self.init_decoder_state(len(codes), FRAMES_PER_CALL)
+        sound = _in_calls(self.decode_step, mx.maximum(codes, 0), state, FRAMES_PER_CALL)
+        heard = mx.repeat(codes.min(axis=1) >= 0, self.config.frame_size, axis=1)
+        if padding_mask is not None:
+            mask = mx.array(padding_mask)
+            shape = (len(codes), min(mask.shape[-1], sound.shape[1]))
+            lengths = row_lengths(mask, (len(codes), mask.shape[-1]))
+            sound, heard = sound[:, : shape[1]], heard[:, : shape[1]] & (mx.arange(shape[1]) < lengths[:, None])
+        return MimiOutput(audio_values=mx.where(heard, sound, 0)[:, None])
+
+    def __call__(self, input_values: Any, padding_mask: Any = None, num_quantizers: int | None = None) -> MimiOutput:
+        """There and back: audio_codes as `encode` gives them, audio_values as long as input_values."""
+        codes = self.encode(input_values, padding_mask, num_quantizers).audio_codes
+        sound = self.decode(codes, padding_mask).audio_values
+        return MimiOutput(audio_codes=codes, audio_values=sound[:, :, : _mono(input_values).shape[1]])
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> MimiModel:
+        """The codec of a folder or hub id: of a whole Moshi in any layout, or alone in Hugging Face's."""
+        return pretrained.mimi(cls, path_or_hub_id)
+
+    def stream(self, num_codebooks: int | None = None) -> MimiStream:
+        """A stream of one sound, in chunks of any length, there and back."""
+        count = self.config.num_quantizers if num_codebooks is None else num_codebooks
+        return MimiStream(self, check_codebooks(self.config, count))
+
+
+Step = Callable[[mx.array, State], tuple[mx.array, State]]
+
+
+def _mono(input_values: Any) -> mx.array:
+    """Sound [B, T] from [B, T] or [B, 1, T]."""
+    sound = mx.array(input_values)
+    flat = sound.squeeze(1) if sound.ndim == 3 and sound.shape[1] == 1 else sound
+    if flat.ndim != 2 or flat.shape[1] == 0:
+        raise InputError(f"input_values: got shape {list(sound.shape)}, expected [B, T] or [B, 1, T] with T > 0")
+    return flat
+
+
+def row_lengths(padding_mask: Any, shape: tuple[int, ...]) -> mx.array:
+    """int32 [B]: how much of each row is no padding, which lies behind it. padding_mask [B, T] or [B, 1, T]."""
+    mask = np.asarray(padding_mask).astype(bool)
+    mask = mask[:, 0] if mask.ndim == 3 and mask.shape[1] == 1 else mask
+    if mask.shape != tuple(shape):
+        raise InputError(f"padding_mask: got shape {list(mask.shape)}, expected {list(shape)}")
+    lengths = mask.sum(axis=1)
+    if (mask != (np.arange(shape[1]) < lengths[:, None])).any():
+        raise InputError("padding_mask: got padding before or inside a row, expected it behind the row's end alone")
+    return mx.array(lengths.astype(np.int32))
+
+
+def _in_calls(step: Step, x: mx.array, state: State, size: int) -> mx.array:
+    """Run `step` over the last axis of x, `size` at a call; each call is evaluated, so memory does not grow."""
+    outputs = []
+    for start in range(0, x.shape[-1], size):
+        y, state = step(x[..., start : start + size], state)
+        mx.eval(y, state)
+        outputs.append(y)
+    return mx.concatenate(outputs, axis=-1)

@@ -1,0 +1,161 @@
+"""The whole Moshi under the names of Hugging Face's `MoshiForConditionalGeneration`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .. import inputs
+from ..conversation.session import Session
+from ..errors import InputError
+from ..models import config as plain
+from ..models.moshi import Moshi
+from ..models.state import State
+from . import pretrained, teacher_forcing
+from .config import MoshiConfig
+from .depth import MoshiDepthDecoder
+from .generation import generate
+from .helium import MoshiForCausalLM
+from .mimi import MimiModel
+from .outputs import ConditionalGenerationOutput, GenerateOutput, UnconditionalInput
+
+
+class MoshiForConditionalGeneration(Moshi):
+    """`.decoder` (Helium and text head), `.depth_decoder`, `.audio_encoder` (Mimi); `.tokenizer` where one was loaded.
+
+    Weights are random (`initializer_range`, `seed`) until some are loaded; the codec's take no part in training
+    (`audio_encoder.unfreeze()` lets them). `sampling_defaults` are the settings that the checkpoint asks for;
+    `session` and `generate` use them for what they are not given.
+    """
+
+    decoder_class, depth_class, codec_class = MoshiForCausalLM, MoshiDepthDecoder, MimiModel
+
+    config: MoshiConfig
+
+    def __init__(self, config: plain.MoshiConfig, seed: int = 0) -> None:
+        super().__init__(MoshiConfig.of(config), seed)
+
+    decoder: MoshiForCausalLM
+    depth_decoder: MoshiDepthDecoder
+    audio_encoder: MimiModel
+
+    def session(self, seed: int = 0, **settings: Any) -> Session:
+        """A conversation, primed and ready for its first frame; see `Session` for the settings."""
+        return Session(self, seed, **{**self.sampling_defaults, **settings})
+
+    def get_unconditional_inputs(self, num_samples: int = 1) -> UnconditionalInput:
+        """Initial tokens alone, the start of a conversation without a prompt: `generate(**inputs)`."""
+        count, audio = self.config.num_codebooks, self.config.audio_vocab_size
+        return UnconditionalInput(
+            input_ids=mx.full((num_samples, 1), self.config.vocab_size, mx.int32),
+            user_audio_codes=mx.full((num_samples, self.config.user_codebooks, 1), audio, mx.int32),
+            moshi_audio_codes=mx.full((num_samples, count, 1), audio, mx.int32),
+            attention_mask=mx.ones((num_samples, 1), mx.int32),
+        )
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        user_input_values: mx.array | None = None,
+        user_audio_codes: Any = None,
+        moshi_input_values: mx.array | None = None,
+        moshi_audio_codes: Any = None,
+        past_key_values: State = None,
+        inputs_embeds: mx.array | None = None,
+        text_labels: Any = None,
+        audio_labels: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> ConditionalGenerationOutput:
+        """Text int [B, T], codes int [B, codebooks, T] or sound float [B, 1, samples] of both sides (codes win), or
+        inputs_embeds [B, T, hidden] -> logits of every position. What is missing or -1 is no input.
+
+        Without labels, position p sees column p as it is given: whoever wants delays and initial tokens puts them in.
+
+        With text_labels int [B, T] or audio_labels int [B, num_codebooks, T] (negative: does not count) the inputs are
+        streams, as those of `generate`: they are delayed and put behind their initial tokens here, so that the logits
+        of index t are held to label t, and labels are the very input_ids and moshi_audio_codes. This is the loss that
+        Kyutai's package trains with (`LMModel.forward` of moshi 0.2.13); `audio_logits` [B, num_codebooks, T, V] have
+        their delays undone. transformers 5.23 holds the text of a position to the next label, its audio to the same
+        one, delays no inputs, and returns no loss of the text alone; here loss = text_loss + depth_loss.
+
+        `attention_mask` [B, T] is 0 where there is padding, before or behind a row. Raises InputError.
+        """
+        flags = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        if text_labels is not None or audio_labels is not None:
+            if inputs_embeds is not None or past_key_values is not None:
+                raise InputError("text_labels, audio_labels: expected whole streams beside them (input_ids and codes)")
+            tokens = self.streams(input_ids, user_input_values, user_audio_codes, moshi_input_values, moshi_audio_codes)
+            return teacher_forcing.run(self, tokens, attention_mask, text_labels, audio_labels, flags)
+        if inputs_embeds is None:
+            tokens = self.streams(input_ids, user_input_values, user_audio_codes, moshi_input_values, moshi_audio_codes)
+            inputs_embeds = self.decoder.model.embed(tokens)
+        out = self.decoder(
+            None, attention_mask, None, past_key_values, inputs_embeds, use_cache, **flags
+        )  # fmt: skip
+        return ConditionalGenerationOutput(
+            logits=out.logits,
+            last_hidden_state=out.last_hidden_state,
+            past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+
+    def streams(
+        self,
+        input_ids: Any = None,
+        user_input_values: Any = None,
+        user_audio_codes: Any = None,
+        moshi_input_values: Any = None,
+        moshi_audio_codes: Any = None,
+    ) -> mx.array:
+        """What is given of the three streams as tokens int32 [B, 1 + streams, T], -1 for what is not.
+
+        Sound is encoded by Mimi, and its last frame filled with silence. Raises InputError where streams have unlike
+        lengths or nothing is given at all.
+        """
+        config = self.config
+        given: dict[str, mx.array] = {}
+        counts = {"moshi_audio_codes": config.num_codebooks, "user_audio_codes": config.user_codebooks}
+        if input_ids is not None:
+            given["input_ids"] = inputs.tokens("input_ids", input_ids, (None, None), -1, config.vocab_size)[:, None]
+        for name, codes, sound in (
+            ("moshi_audio_codes", moshi_audio_codes, moshi_input_values),
+            ("user_audio_codes", user_audio_codes, user_input_values),
+        ):
+            if codes is not None:
+                given[name] = inputs.tokens(name, codes, (None, counts[name], None), -1, config.audio_vocab_size)
+            elif sound is not None:
+                encoded = self.audio_encoder.encode(sound, num_quantizers=counts[name]).audio_codes
+                given[name] = mx.stop_gradient(encoded)
+        if not given:
+            raise InputError("input_ids, moshi_audio_codes, user_audio_codes: got none of them, expected one or more")
+        return _joined(given, {"input_ids": 1, **counts})
+
+    def generate(self, *args: Any, **settings: Any) -> GenerateOutput:
+        """Text and sound that go on from a prompt of three streams: see `generation.generate`."""
+        return generate(self, *args, **settings)
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Any) -> MoshiForConditionalGeneration:
+        """`load` under the name that Hugging Face users know: a folder or hub id, in any layout; `dtype`."""
+        return pretrained.moshi(cls, path_or_hub_id, **settings)
+
+    def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
+        """Write a folder in Hugging Face's layout, which transformers loads as its own."""
+        pretrained.save(self, folder, **settings)
+
+
+def _joined(given: dict[str, mx.array], counts: dict[str, int]) -> mx.array:
+    """The given streams [B, count, T] in the order of `counts`, -1 in the place of those that are not."""
+    shapes = {name: (len(array), array.shape[2]) for name, array in given.items()}
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{name} {batch} rows of {length}" for name, (batch, length) in shapes.items())
+        raise InputError(f"{', '.join(given)}: got {listed}, expected streams of one length, a column every frame")
+    batch, length = next(iter(shapes.values()))
+    parts = [given.get(name, mx.full((batch, count, length), -1, mx.int32)) for name, count in counts.items()]
+    return mx.concatenate(parts, axis=1)
