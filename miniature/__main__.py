@@ -13,7 +13,10 @@ from pathlib import Path
 
 from moshi_mlx.errors import MoshiError
 
-from . import codec, codec_data, dialogues, questions, ship
+from . import ship
+from .codec import data as codec_data
+from .codec import train as codec
+from .conversations import dialogues, questions
 
 Say = Callable[[str], None]
 STEPS: dict[str, Callable[[Path, Say], object]] = {

@@ -14,9 +14,9 @@ from moshi_mlx.conversation import duplex
 from moshi_mlx.conversation.duplex import DuplexSampling
 from moshi_mlx.models.sampling import Sampling
 
-from .dialogues import FRAME, Rendering, replies
+from .conversations.dialogues import FRAME, Rendering, replies
 from .scores import stoi
-from .speech import SAMPLE_RATE
+from .talk.speech import SAMPLE_RATE
 
 AT_ONCE = 25
 NEAR = SAMPLE_RATE // 100  # samples: 10 ms

@@ -11,8 +11,8 @@ import sentencepiece
 from moshi_mlx import MimiModel, MoshiForConditionalGeneration
 from moshi_mlx.models.state import flatten, unflatten
 
-from .script import answers, exchanges, sentence, spoken
 from .sizes import LANGUAGE, PIECES
+from .talk.script import answers, exchanges, sentence, spoken
 
 
 def tokenizer() -> bytes:

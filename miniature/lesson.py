@@ -19,11 +19,12 @@ import soundfile
 
 import moshi_mlx
 
-from . import asking, dialogues, evaluate
-from .codec_data import MOSHI, to_int16
-from .dialogues import FRAME, REPLY_AFTER, SPEAKERS, Conversation, Rendering
-from .script import Exchange
-from .speech import SAMPLE_RATE, Utterance, speak
+from . import evaluate
+from .codec.data import MOSHI, to_int16
+from .conversations import asking, dialogues
+from .conversations.dialogues import FRAME, REPLY_AFTER, SPEAKERS, Conversation, Rendering
+from .talk.script import Exchange
+from .talk.speech import SAMPLE_RATE, Utterance, speak
 
 LESSON = Exchange("what is your favourite animal", "I like the red panda.")
 SECONDS = 10.0  # length of a recording

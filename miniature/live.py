@@ -14,9 +14,9 @@ import soundfile
 from moshi_mlx.conversation.text import PADDING
 from moshi_mlx.errors import MoshiError
 
-from .dialogues import FRAME, Rendering
+from .conversations.dialogues import FRAME, Rendering
 from .evaluate import Heard
-from .speech import SAMPLE_RATE
+from .talk.speech import SAMPLE_RATE
 
 
 def ask(model: Path, renderings: list[Rendering]) -> list[Heard]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .speech import SAMPLE_RATE
+from .talk.speech import SAMPLE_RATE
 
 
 def stoi(reference: np.ndarray, heard: np.ndarray) -> float:

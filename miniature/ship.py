@@ -28,12 +28,14 @@ from moshi_mlx.local import options
 from moshi_mlx.train import __main__ as trainer
 from moshi_mlx.train.saving import CHECKPOINT_NAME, STATE_NAME
 
-from . import codec, dialogues, evaluate, language, live, streams
-from .codec_data import held_out_sound, to_int16
-from .dialogues import Rendering
+from . import evaluate, language, live
+from .codec import train as codec
+from .codec.data import held_out_sound, to_int16
+from .conversations import dialogues, streams
+from .conversations.dialogues import Rendering
+from .conversations.questions import PROCESSES
 from .files import load_whole, save_whole
-from .questions import PROCESSES
-from .speech import SAMPLE_RATE
+from .talk.speech import SAMPLE_RATE
 from .training import plot_curves
 
 Say = Callable[[str], None]

@@ -93,7 +93,7 @@ class Worker:
 
 
 def ours(spec: dict[str, Any]) -> Worker:
-    return Worker([sys.executable, "-m", "bench.worker"], str(ROOT), spec)
+    return Worker([sys.executable, "-m", "bench.peers.worker"], str(ROOT), spec)
 
 
 def theirs(python: str, kind: str, spec: dict[str, Any]) -> Worker:

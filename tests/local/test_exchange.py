@@ -12,7 +12,8 @@ import soundfile
 from moshi_mlx.convert import cli
 
 import moshi_mlx
-from miniature import dialogues, live
+from miniature import live
+from miniature.conversations import dialogues
 from miniature.evaluate import ask, is_silent, score
 from moshi_mlx.conversation.duplex import DuplexSampling
 from moshi_mlx.local import options

@@ -16,23 +16,27 @@ import soundfile
 from mlx.utils import tree_flatten, tree_map
 
 import moshi_mlx
-from miniature import asking, codec, codec_data, dialogues, language, live, losses, questions, script, ship, streams
+from miniature import language, live, ship
 from miniature.__main__ import main as miniature_main
-from miniature.codec_model import causal_conv, elu, initialize, reconstruct, strided_conv
-from miniature.dialogues import cut
+from miniature.codec import data as codec_data
+from miniature.codec import losses
+from miniature.codec import train as codec
+from miniature.codec.model import causal_conv, elu, initialize, reconstruct, strided_conv
+from miniature.conversations import asking, dialogues, questions, streams
+from miniature.conversations.dialogues import cut
+from miniature.conversations.questions import Question
 from miniature.evaluate import Heard, aligned, ask, gave_way, is_silent, plain, score
 from miniature.files import load_whole, save_whole
-from miniature.questions import Question
 from miniature.sizes import CLIP_FRAMES, CODEC, LANGUAGE
-from miniature.speech import Voice, speak
+from miniature.talk import script
+from miniature.talk.speech import Voice, speak
 from miniature.training import Curve, Recipe, plot_curves, read_curve
-from moshi_mlx import MimiConfig
+from moshi_mlx import MimiConfig, MimiModel
 from moshi_mlx.checkpoints import writing
 from moshi_mlx.conversation.duplex import DuplexSampling
 from moshi_mlx.errors import MoshiError
 from moshi_mlx.models.layers import activations
 from moshi_mlx.models.layers.conv import CausalConv, StridedConv
-from moshi_mlx.models.mimi import MimiModel
 from moshi_mlx.models.sampling import Sampling
 from moshi_mlx.models.state import flatten
 
@@ -246,7 +250,7 @@ def test_curve_goes_on_where_training_does(tmp_path):
 
 @speaking
 def test_words_are_timed():
-    from miniature.speech import PEAK, SAMPLE_RATE
+    from miniature.talk.speech import PEAK, SAMPLE_RATE
 
     said = speak("Good morning, Moshi. It is 42 degrees.", Voice("en-us", 160, 50))
     assert [word.text for word in said.words] == ["Good", "morning,", "Moshi.", "It", "is", "42", "degrees."]

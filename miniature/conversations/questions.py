@@ -13,12 +13,12 @@ import numpy as np
 
 from moshi_mlx import MimiModel
 
-from . import codec
+from ..codec import train as codec
+from ..files import load_whole, save_whole
+from ..sizes import CODEBOOKS
+from ..talk.script import exchanges
 from .asking import ask, asking_voice
 from .dialogues import FRAME, Asked
-from .files import load_whole, save_whole
-from .script import exchanges
-from .sizes import CODEBOOKS
 
 SHARDS, SHARD = 25, 500  # questions
 PROCESSES = 2  # MLX's CPU backend computes on one core

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 
+from ..codec.data import MOSHI, to_int16
+from ..talk.script import Exchange, answers, exchanges
+from ..talk.speech import SAMPLE_RATE, Utterance, Voice, Word, delayed, speak
 from .asking import ask, asking_voice, faded
-from .codec_data import MOSHI, to_int16
-from .script import Exchange, answers, exchanges
-from .speech import SAMPLE_RATE, Utterance, Voice, Word, delayed, speak
 
 FRAME = 1920  # samples
 SECONDS = 16.0  # length of a conversation: 200 frames

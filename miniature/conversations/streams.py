@@ -19,12 +19,12 @@ from moshi_mlx.conversation import text
 from moshi_mlx.errors import MoshiError
 from moshi_mlx.train import prepare, recordings
 
+from ..files import save_whole
+from ..sizes import ENTRIES
+from ..talk.speech import SAMPLE_RATE
 from . import dialogues, questions
 from .dialogues import FRAME, SECONDS, Placed
-from .files import save_whole
 from .questions import Question
-from .sizes import ENTRIES
-from .speech import SAMPLE_RATE
 
 CONVERSATIONS, SHARD = 12_000, 1000
 LENGTH = int(SECONDS * SAMPLE_RATE)

@@ -1,4 +1,4 @@
-"""This package at the work that peers are compared on: python -m bench.worker (see peers/serve.py for the protocol)."""
+"""This package at the work that peers are compared on: `python -m bench.peers.worker`, by the protocol of serve.py."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import moshi_mlx
 from moshi_mlx import MoshiForConditionalGeneration
 from moshi_mlx.models.state import flatten
 
-from . import cases
-from .peers.serve import Work, serve, sound
+from .. import cases
+from .serve import Work, serve, sound
 
 
 def prepare(spec: dict[str, Any]) -> Work:

@@ -11,9 +11,9 @@ import numpy as np
 
 from moshi_mlx.errors import MoshiError
 
-from .files import load_whole, save_whole
-from .script import answers, exchanges, sentence, spoken
-from .speech import SAMPLE_RATE, Voice, speak
+from ..files import load_whole, save_whole
+from ..talk.script import answers, exchanges, sentence, spoken
+from ..talk.speech import SAMPLE_RATE, Voice, speak
 
 MOSHI = Voice("en-us+f3", 165, 50)
 USERS = ("en-us", "gmw/en", "en-us+m3", "gmw/en+f2")

@@ -7,9 +7,9 @@ import re
 
 import numpy as np
 
-from .codec_data import user_voice
-from .script import Exchange, exchanges, spoken
-from .speech import SAMPLE_RATE, Utterance, Voice, delayed, speak
+from ..codec.data import user_voice
+from ..talk.script import Exchange, exchanges, spoken
+from ..talk.speech import SAMPLE_RATE, Utterance, Voice, delayed, speak
 
 USERS = ("en-us", "en-us+m3", "gmw/en+f2")
 SPEEDS, PITCHES = range(156, 185), range(40, 61)

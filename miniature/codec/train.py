@@ -14,13 +14,13 @@ from mlx.utils import tree_map
 
 from moshi_mlx import MimiConfig, MimiModel
 
-from .codec_data import held_out_sound, training_sound
-from .codec_model import initialize, reconstruct
-from .files import load_whole
+from ..files import load_whole
+from ..scores import stoi
+from ..sizes import CLIP_FRAMES, CODEC
+from ..training import Curve, Losses, Recipe, Trainer
+from .data import held_out_sound, training_sound
 from .losses import envelope_distance, spectral_distance
-from .scores import stoi
-from .sizes import CLIP_FRAMES, CODEC
-from .training import Curve, Losses, Recipe, Trainer
+from .model import initialize, reconstruct
 
 RECIPE = Recipe(steps=4000)
 DECODER_RECIPE = Recipe(steps=2500, rate=5e-4, seed=1)

@@ -1,0 +1,1 @@
+"""The miniature's codec: its speech, its losses, its training."""

@@ -1,0 +1,1 @@
+"""The conversations that the miniature learns from, as codes and words."""

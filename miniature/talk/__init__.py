@@ -1,0 +1,1 @@
+"""What the miniature is taught: sentences, and voices that speak them."""
