@@ -24,6 +24,7 @@ from typing import Any
 from moshi_mlx import MoshiError
 from moshi_mlx.machine import chips
 from moshi_mlx.terminal.arguments import Parser
+from moshi_mlx.terminal.version import install
 
 from . import cases, measure, peers, roofline
 from .cases import Spec
@@ -83,7 +84,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.checkpoint and not arguments.checkpoint.is_dir():
         parser.error(f"--checkpoint {arguments.checkpoint}: no such folder")
     if arguments.plot and find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install 'moshi_mlx[bench]'")
+        parser.error(f"--plot needs matplotlib: {install('bench')}")
     if arguments.json and not arguments.json.resolve().parent.is_dir():
         parser.error(f"--json {arguments.json}: no such folder")
     arguments.size = arguments.size or ["tiny"]

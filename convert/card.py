@@ -10,7 +10,8 @@ from moshi_mlx.checkpoints.reading import LAYOUTS
 
 LIBRARIES = {"mlx": "mlx", "kyutai": "moshi", "huggingface": "transformers"}
 RUN = {
-    "mlx": "pip install moshi_mlx\npython -m moshi_mlx.local --model PATH_OR_HUB_ID",
+    "mlx": "pip install .  # in a checkout of this project; moshi_mlx on the package index is another one\n"
+    "python -m moshi_mlx.local --model PATH_OR_HUB_ID",
     "kyutai": "pip install moshi\npython -m moshi.server --hf-repo HUB_ID",
     "huggingface": "pip install transformers\n"
     "python -c \"import transformers; transformers.MoshiForConditionalGeneration.from_pretrained('PATH_OR_HUB_ID')\"",

@@ -26,6 +26,7 @@ from moshi_mlx.machine import preflight
 from moshi_mlx.terminal.arguments import Parser
 from moshi_mlx.terminal.progress import progress
 from moshi_mlx.terminal.sizes import size
+from moshi_mlx.terminal.version import install
 
 POSITIONS = 32  # of one call
 PICTURES = (".png", ".svg", ".pdf")
@@ -201,7 +202,7 @@ def main(argv: Sequence[str]) -> int:
         picture(plot, streams, (sizes[0], sizes[1]), (arguments.a, arguments.b))
         print(f"picture in {plot}")
     else:
-        print("no picture: that needs pip install 'moshi_mlx[plot]'")
+        print(f"no picture: that needs {install('plot')}")
     return 0
 
 
@@ -238,7 +239,7 @@ def _plot_path(asked: Path | None) -> Path | None:
 
     if importlib.util.find_spec("matplotlib") is None:
         if asked is not None:
-            raise InputError("--plot: needs matplotlib; pip install 'moshi_mlx[plot]'")
+            raise InputError(f"--plot: needs matplotlib; {install('plot')}")
         return None
     path = asked or Path("compare.png")
     if path.suffix not in PICTURES:

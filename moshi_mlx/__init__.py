@@ -19,11 +19,13 @@ from .huggingface.mimi import MimiModel
 from .huggingface.moshi import MoshiForConditionalGeneration
 from .models import state
 from .models.sampling import Sampling
+from .terminal.version import VERSION
+
+__version__ = VERSION
 
 # Modules that README and docs named before they moved into rooms, kept for a release.
 sys.modules |= {f"{__name__}.{module.__name__.split('.')[-1]}": module for module in (duplex, state, text)}
 
-__version__ = "0.4.0"
 
 __all__ = [
     "AudioError",

@@ -1,6 +1,6 @@
 """Acoustic echo cancellation: what the speaker played is taken out of what the microphone heard.
 
-By WebRTC's audio processing module (AEC3) as the `livekit` package carries it: `pip install 'moshi_mlx[echo]'`.
+By WebRTC's audio processing module (AEC3) as the `livekit` package carries it: the extra `echo`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import AudioError
 from ..inputs import Samples
+from ..terminal.version import install
 
 BLOCK_SECONDS = 0.01  # the module's own
 AHEAD_SECONDS = 0.06  # by how much the speaker's blocks may run ahead of the microphone's
@@ -62,8 +63,7 @@ def _load() -> tuple[Any, Any]:
         from livekit import rtc
     except ImportError as error:
         raise AudioError(
-            "--echo-cancel needs the package livekit, which is not installed; "
-            "pip install 'moshi_mlx[echo]', or wear headphones"
+            f"--echo-cancel needs the package livekit, which is not installed; {install('echo')}, or wear headphones"
         ) from error
     module = rtc.AudioProcessingModule(
         echo_cancellation=True, noise_suppression=False, high_pass_filter=False, auto_gain_control=False

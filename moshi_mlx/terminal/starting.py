@@ -7,5 +7,7 @@ import os
 import signal
 import sys
 
-if "moshi_mlx.local" in sys.orig_argv or os.path.basename(sys.argv[0] if sys.argv else "") == "moshi-mlx":
+_TALKING = {"moshi_mlx", "moshi_mlx.local", "moshi-mlx"}
+
+if _TALKING & {*sys.orig_argv, os.path.basename(sys.argv[0] if sys.argv else "")}:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..terminal.version import install
 from .files import say, write
 from .loss import KINDS
 
@@ -44,7 +45,7 @@ class Curve:
         try:
             import matplotlib
         except ImportError:
-            say(f"no {PNG_NAME}: matplotlib is not installed (pip install 'moshi_mlx[train]')")
+            say(f"no {PNG_NAME}: matplotlib is not installed ({install('train')})")
             return
         matplotlib.use("Agg")  # to a file: no screen is needed
         write(self._folder / PNG_NAME, lambda part: _draw(part, self.rows))

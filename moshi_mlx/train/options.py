@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..terminal.arguments import Parser
+from ..terminal.version import install
 
 PROGRAM = "moshi_mlx.train"
 OPTIMIZERS: dict[str, tuple[Callable[..., mlx.optimizers.Optimizer], dict[str, Any]]] = {
@@ -194,7 +195,7 @@ def _parsed(path: Path) -> Mapping[str, Any]:
     try:
         values = _toml(path.read_text()) if path.suffix == ".toml" else _yaml(path.read_text())
     except ImportError as error:
-        raise ConfigError(f"{path}: {error.name} is needed to read it: pip install 'moshi_mlx[train]'") from error
+        raise ConfigError(f"{path}: {error.name} is needed to read it: {install('train')}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, Mapping):

@@ -69,5 +69,5 @@ def test_what_was_played_while_nothing_was_heard_is_not_kept(installed):
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "livekit", None)
-    with pytest.raises(AudioError, match=r"pip install 'moshi_mlx\[echo\]', or wear headphones"):
+    with pytest.raises(AudioError, match=r"pip install 'moshi-duplex\[echo\]', or wear headphones"):
         EchoCanceller(RATE, lambda: np.zeros(0, np.float32))

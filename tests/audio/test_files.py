@@ -75,7 +75,7 @@ def test_infinities_of_opposite_sign_and_overflow_give_no_warning(tmp_path):
 
 def test_sound_from_a_pipe(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(), RATE)
-    code = f"from moshi_mlx.files import read_sound; print(len(read_sound('/dev/stdin', {RATE})))"
+    code = f"from moshi_mlx.audio.files import read_sound; print(len(read_sound('/dev/stdin', {RATE})))"
     done = subprocess.run(
         [sys.executable, "-c", code], input=(tmp_path / "a.wav").read_bytes(), capture_output=True, check=True
     )
@@ -274,5 +274,5 @@ def test_folder_that_vanishes_is_told_at_the_end(tmp_path):
 
 
 def test_files_need_no_portaudio():
-    code = "import moshi_mlx.files, sys; sys.exit('sounddevice' in sys.modules)"
+    code = "import moshi_mlx.audio.files, sys; sys.exit('sounddevice' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -91,10 +91,10 @@ def test_compare_says_what_is_wrong(checkpoint, speech, tmp_path, capsys, monkey
         assert error.count("\n") == 1
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["compare", a, a, "--input", str(speech), "--plot", "x.png"]) == 2
-    assert "--plot: needs matplotlib; pip install 'moshi_mlx[plot]'" in capsys.readouterr().err
+    assert "--plot: needs matplotlib; pip install 'moshi-duplex[plot]'" in capsys.readouterr().err
     soundfile.write(speech, np.zeros(100), 24000)  # less than a frame
     assert cli.main(["compare", a, a, "--input", str(speech)]) == 0
-    assert "no picture: that needs pip install 'moshi_mlx[plot]'" in capsys.readouterr().out
+    assert "no picture: that needs pip install 'moshi-duplex[plot]'" in capsys.readouterr().out
 
 
 def test_models_of_other_streams_are_not_compared(checkpoint, speech, tmp_path, capsys):

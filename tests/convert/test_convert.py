@@ -18,6 +18,7 @@ from moshi_mlx.checkpoints import writing
 from moshi_mlx.checkpoints.quantization import Quantization
 from moshi_mlx.checkpoints.reading import open_checkpoint
 from moshi_mlx.checkpoints.safetensors import as_mx, read_header, stored
+from moshi_mlx.terminal import sizes
 
 LM = golden("lm")
 DELAY1 = {"text": LM["delay1.text"][:41], "audio": LM["delay1.audio"][:, :40]}
@@ -653,7 +654,7 @@ def test_dry_run(wide, tmp_path, capsys):
     printed = capsys.readouterr().out
     convert(wide, out, "-q")
     size = sum(info.nbytes for info in read_header(out / "model.q4.safetensors").values())
-    assert f"model.q4.safetensors  {size(size)}" in printed
+    assert f"model.q4.safetensors  {sizes.size(size)}" in printed
     assert "affine 4 bits in groups of 32: text_emb" in printed
 
 

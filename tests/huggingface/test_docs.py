@@ -11,6 +11,7 @@ import soundfile
 from helpers import GOLDENS, question
 
 import moshi_mlx
+from moshi_mlx.huggingface import generation, text_generation
 
 PAGE = Path(__file__).parents[2] / "docs" / "huggingface.md"
 
@@ -67,9 +68,9 @@ def test_the_tables_have_every_argument(name, methods):
     section = re.search(rf"^### {name}\n(.*?)(?=^### |\Z)", PAGE.read_text(), re.M | re.S)[1]
     functions = [getattr(getattr(moshi_mlx, name), method) for method in methods]
     if name == "MoshiForConditionalGeneration":
-        functions.append(moshi_mlx.generation.generate)
+        functions.append(generation.generate)
     if name == "MoshiForCausalLM":
-        functions.append(moshi_mlx.text_generation.generate_text)
+        functions.append(text_generation.generate_text)
     for function in functions:
         for argument in inspect.signature(function).parameters:
             if argument not in ("self", "model", "flags", "settings", "args"):

@@ -1,6 +1,7 @@
 """The commands of docs/training.md's worked example, as they stand there, in a shortened form."""
 
 import csv
+import os
 import re
 import shlex
 import subprocess
@@ -33,7 +34,14 @@ def test_the_worked_example_runs_and_learns(tmp_path):
         assert line.startswith("python -m ")
         shorter = next((more for start, more in SHORTER.items() if f"-m {start}" in line), "")
         command = [sys.executable, *shlex.split(line)[1:], *shlex.split(shorter)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, (line, done.stderr)
         outputs.append(done.stdout)
     assert re.search(r"^new: \d of 1 answered right\nold: \d of 4 answered right$", outputs[4], re.M)

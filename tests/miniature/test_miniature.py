@@ -420,6 +420,7 @@ def test_conversations_of_codes_are_those_of_their_sound(monkeypatch):
     assert whole == {True, False}
 
 
+@pytest.mark.slow
 @speaking
 def test_questions_are_encoded_once_in_two_processes(tmp_path):
     save_codec(tmp_path)

@@ -13,7 +13,7 @@ from moshi_mlx.terminal.interrupt import Interrupts
 
 CHILD = """
 import hashlib
-from moshi_mlx.interrupt import Interrupts
+from moshi_mlx.terminal.interrupt import Interrupts
 with Interrupts() as interrupts:
     interrupts.last_acts.append(lambda: print("recording closed", flush=True))
     interrupts.handle(lambda: None)

@@ -304,6 +304,7 @@ def launch(*arguments):
     subprocess.run([launcher, *together, *arguments], check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_doubled_batch(great, exact, data, tmp_path):
     launch(*command(data, tmp_path / "run", model=exact, batch_size=1, **FEW))
     check_same(tmp_path / "run", great)
