@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import mlx.core as mx
@@ -17,19 +18,51 @@ Samples = npt.NDArray[np.float32]
 def tokens(name: str, value: Any, shape: tuple[int | None, ...], low: int, high: int) -> mx.array:
     """Whole numbers from low to high as int32; None in `shape` is any size. Raises InputError, naming the argument.
 
-    Values are checked where they are known: not while a function is being traced by mx.compile.
+    Values are checked where they are known. An argument of a function that is being traced (mx.compile, mx.grad,
+    mx.vmap) has none yet: there a number outside the range becomes the nearest one inside, so that no table is read
+    beyond its end.
     """
     array = value if isinstance(value, mx.array) else mx.array(np.asarray(value))
     if not mx.issubdtype(array.dtype, mx.integer):
         raise InputError(f"{name}: got {_kind(array)}, expected whole numbers of shape {_wanted(shape)}")
     check_shape(name, array, shape)
-    try:
-        least, most = int(np.array(array.min())), int(np.array(array.max()))
-    except (RuntimeError, ValueError):  # no value yet, or no element
-        least, most = low, high
+    if is_traced(array):
+        return mx.clip(array.astype(mx.int32), low, high)
+    least, most = int(np.array(array.min())), int(np.array(array.max()))
     if least < low or most > high:
         raise InputError(f"{name}: got values from {least} to {most}, expected {low} to {high}")
     return array.astype(mx.int32)
+
+
+class _Runs(threading.local):
+    """How often the Python code of `_watched` ran on this thread."""
+
+    count = 0
+
+
+_runs = _Runs()
+
+
+@mx.compile
+def _watched(x: mx.array) -> mx.array:
+    _runs.count += 1
+    return x
+
+
+def is_traced(array: mx.array) -> bool:
+    """Whether an array is an argument of a function that MLX is tracing, or computed from one: it has no values yet.
+
+    Nothing is evaluated, so nothing can fail: an exception caught inside a traced function corrupted Python in MLX
+    below 0.32.4. MLX runs the Python code of a compiled function again for arrays that are being traced, and for others
+    only if it has not seen their shape before.
+    """
+    _watched(mx.zeros((1,), mx.int32))  # seen now, on this thread
+    before = _runs.count
+    _watched(mx.zeros((1,), mx.int32))
+    if _runs.count > before:  # compiling is switched off
+        return False
+    _watched(array.reshape(-1)[:1].astype(mx.int32))
+    return _runs.count > before
 
 
 def check_shape(name: str, array: mx.array, shape: tuple[int | None, ...]) -> None:
