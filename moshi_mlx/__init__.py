@@ -18,7 +18,7 @@ from .huggingface.loading import load
 from .huggingface.mimi import MimiModel
 from .huggingface.moshi import MoshiForConditionalGeneration
 from .models import state
-from .models.sampling import Sampling
+from .models.sampling import Sampling, SamplingSettings
 from .terminal.version import VERSION
 
 __version__ = VERSION
@@ -45,6 +45,7 @@ __all__ = [
     "MoshiForConditionalGeneration",
     "MoshiModel",
     "Sampling",
+    "SamplingSettings",
     "Session",
     "export_step",
     "load",

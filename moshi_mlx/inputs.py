@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
+import math
+import numbers
 import threading
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -13,6 +19,95 @@ from .errors import InputError
 
 Samples = npt.NDArray[np.float32]
 """Mono sound, nominally in [-1, 1]."""
+
+Number = float | np.floating[Any] | np.integer[Any]
+"""A number as people hand it in, NumPy's too."""
+Whole = int | np.integer[Any]
+
+FLOAT32_LEAST, FLOAT32_MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def spelled_out(kind: type, defaults: Mapping[str, Any] | None = None) -> Callable[[F], F]:
+    """For a function whose last parameter is `**settings: Unpack[kind]`, kind a TypedDict.
+
+    Names that are not among the kind's are refused as Python refuses them; what is None is as if it was not given, and
+    the function gets its default; `help` shows every name with its default.
+    """
+    usual = dict(defaults or {})
+
+    def decorate(function: F) -> F:
+        own = inspect.signature(function)
+        parameters = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        names = kind.__annotations__
+        known = {*names, *(p.name for p in parameters)}
+
+        @functools.wraps(function)
+        def checked(*arguments: Any, **given: Any) -> Any:
+            for name in given:
+                if name not in known:
+                    raise TypeError(_unexpected(function, name, known))
+            said = {name: value for name, value in given.items() if name not in names or value is not None}
+            return function(*arguments, **{**usual, **said})
+
+        shown = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=usual.get(name), annotation=_written(hint))
+            for name, hint in names.items()
+        ]
+        checked.__signature__ = own.replace(parameters=[*parameters, *shown])  # type: ignore[attr-defined]
+        return checked  # type: ignore[return-value]
+
+    return decorate
+
+
+def _unexpected(function: Callable[..., Any], name: str, known: set[str]) -> str:
+    """Python's own words, and since 3.13 its advice."""
+    near = difflib.get_close_matches(name, known, n=1)
+    advice = f". Did you mean {near[0]!r}?" if near else ""
+    return f"{function.__qualname__}() got an unexpected keyword argument {name!r}{advice}"
+
+
+def _written(hint: Any) -> str:
+    return str(getattr(hint, "__forward_arg__", hint))
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def number(name: str, value: Any, low: float = 0.0, high: float = FLOAT32_MOST) -> float:
+    """A number from low to high, of Python, NumPy or MLX. Raises InputError, naming the argument."""
+    given = _scalar(value)
+    if not isinstance(given, numbers.Real) or isinstance(given, bool) or not low <= float(given) <= high:
+        raise InputError(f"{name}: got {_said(value)}, expected a number from {low:.4g} to {high:.4g}")
+    return float(given)
+
+
+def whole(name: str, value: Any, low: int | None = 0, high: int | None = None) -> int:
+    """A whole number from low to high (None: no bound). Raises InputError, naming the argument."""
+    given = _scalar(value)
+    good = isinstance(given, numbers.Integral) and not isinstance(given, bool)
+    if not good or not (-math.inf if low is None else low) <= given <= (math.inf if high is None else high):
+        bounds = "" if low is None else f" of {low} or more" if high is None else f" from {low} to {high}"
+        raise InputError(f"{name}: got {_said(value)}, expected a whole number{bounds}")
+    return int(given)
+
+
+def _scalar(value: Any) -> Any:
+    """The number in an array of NumPy or MLX that holds one alone; else the value itself."""
+    return value.item() if isinstance(value, (np.ndarray, np.generic, mx.array)) and value.ndim == 0 else value
+
+
+def _said(value: Any) -> str:
+    """A value as it stands in a message: one line, and not a long one."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# --- arrays ---------------------------------------------------------------------------------------------------------
 
 
 def tokens(name: str, value: Any, shape: tuple[int | None, ...], low: int, high: int) -> mx.array:

@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from ..models.config import MoshiConfig
 from ..models.moshi import Moshi
-from ..models.sampling import Sampling, noise, sample
+from ..models.sampling import MOSHI, Sampling, SamplingSettings, noise, sample
 from ..models.state import State, flatten, unflatten, where
 
 
@@ -27,8 +27,14 @@ from ..models.state import State, flatten, unflatten, where
 class DuplexSampling:
     """How the two kinds of tokens are drawn. The defaults are the reference's."""
 
-    text: Sampling = field(default=Sampling(temperature=0.7, top_k=25))
-    audio: Sampling = field(default=Sampling(temperature=0.8, top_k=250))
+    text: Sampling = field(default=Sampling.of(MOSHI, "text_"))
+    audio: Sampling = field(default=Sampling.of(MOSHI))
+
+    @classmethod
+    def of(cls, settings: SamplingSettings) -> DuplexSampling:
+        """Of a conversation's settings by name; what is not given, or None, is the default. Raises InputError."""
+        values = {**MOSHI, **{name: value for name, value in settings.items() if value is not None}}
+        return cls(text=Sampling.of(values, "text_"), audio=Sampling.of(values))
 
 
 class Reply(NamedTuple):

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
+from ..inputs import spelled_out
 from ..models.layers.transformer import grow
 from ..models.moshi import Moshi
-from ..models.sampling import Sampling
+from ..models.sampling import MOSHI, SamplingSettings
 from ..models.state import State
 from . import duplex
 from .duplex import DuplexSampling
 from .text import TextDecoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Attention reads its whole ring, so a young conversation keeps a small one; each of these is compiled when reached.
 FIRST_CAPACITY = 256
@@ -25,6 +29,13 @@ BUFFER_CACHE_BYTES = 512 * 2**20
 
 OnText = Callable[[int], int | None]
 """(sampled text token) -> the token to go on with, or None for the sampled one."""
+
+
+class SessionSettings(SamplingSettings, total=False):
+    """What a session takes beside its model and seed: see `Session`."""
+
+    kv_bits: int | None
+    on_text: OnText | None
 
 
 class Frame(NamedTuple):
@@ -39,9 +50,9 @@ class Frame(NamedTuple):
 class Session:
     """A conversation. Made by `model.session(...)`; primed, so the first frame that it gets is seen at once.
 
-    Arguments: seed; temperature, top_k, top_p, min_p of Moshi's sound; the same with `text_` before them of its text.
-    A temperature of 0 is greedy. kv_bits=8 keeps the attention cache in 8 bits. Raises InputError for a setting out of
-    range.
+    temperature (0: greedy), top_k (0: no cut), top_p (over 0 to 1) and min_p (0 to 1) are of Moshi's sound, the same
+    with `text_` before them of its text (see `Sampling`). kv_bits=8 keeps the attention cache in 8 bits. Raises
+    InputError for a setting out of range, TypeError for one that does not exist.
 
     on_text(token) is called once a frame with the sampled text token, before the depth decoder sees it: it returns
     another token to say that instead, or None to keep it. With it a frame is two evaluations, without it one. What it
@@ -50,26 +61,17 @@ class Session:
     Not thread-safe: MLX work belongs to a thread, so make it, step it and reset it on one thread.
     """
 
+    @spelled_out(SamplingSettings, MOSHI)
     def __init__(
         self,
         model: Moshi,
         seed: int = 0,
         *,
-        temperature: float = 0.8,
-        top_k: int = 250,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        text_temperature: float = 0.7,
-        text_top_k: int = 25,
-        text_top_p: float = 1.0,
-        text_min_p: float = 0.0,
         kv_bits: int | None = None,
         on_text: OnText | None = None,
+        **settings: Unpack[SamplingSettings],
     ) -> None:
-        sampling = DuplexSampling(
-            text=Sampling(text_temperature, text_top_k, text_top_p, text_min_p),
-            audio=Sampling(temperature, top_k, top_p, min_p),
-        )
+        sampling = DuplexSampling.of(settings)
         config = model.config.audio_encoder_config
         self.sample_rate, self.frame_size = config.sampling_rate, config.frame_size
         self.nonfinite_samples = 0

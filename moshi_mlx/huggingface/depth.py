@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -12,12 +12,16 @@ from .. import inputs as checks
 from ..errors import InputError
 from ..models import config as plain
 from ..models.depth import Caches, DepthDecoder, layer_step
-from ..models.sampling import Sampling, noise, sample
+from ..models.sampling import Sampling, StreamSettings, noise, sample
 from ..models.state import State
 from . import pretrained
 from .config import MoshiDepthConfig
 from .losses import cross_entropy
 from .outputs import CausalLMOutput
+from .text_generation import TRANSFORMERS
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass
@@ -136,26 +140,28 @@ class MoshiDepthDecoder(DepthDecoder):
             raise InputError(f"last_hidden_state: got {got}, expected [{rows}, 1 or {steps}, {size}]")
         return hidden
 
+    @checks.spelled_out(StreamSettings, TRANSFORMERS)
     def generate(
         self,
         input_ids: Any = None,
         last_hidden_state: mx.array | None = None,
         do_sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int = 50,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
+        *,
         seed: int = 0,
+        **settings: Unpack[StreamSettings],
     ) -> mx.array:
         """The codes of whole frames: input_ids int [N, 1] of text, last_hidden_state [N, 1, input_size]
-        -> int32 [N, 1 + num_codebooks], the text token first. Raises InputError.
+        -> int32 [N, 1 + num_codebooks], the text token first.
+
+        With do_sample they are drawn: temperature 1.0 (0: greedy), top_k 50 (0: no cut), top_p 1.0 (over 0 to 1), min_p
+        0.0 (0 to 1) unless given; row n with the seed + n. Raises InputError.
         """
         text = checks.tokens("input_ids", input_ids, (None, 1), 0, self.config.vocab_size)
         hidden = self._frames(last_hidden_state, len(text), 1).squeeze(1)
-        settings = Sampling(temperature, top_k, top_p, min_p) if do_sample else Sampling(temperature=0)
+        drawn = Sampling.of(settings) if do_sample else Sampling(temperature=0)
         keys = mx.stack([mx.random.key(seed + row) for row in range(len(text))])
-        draws, _ = noise(keys, [settings.candidates(self.config.audio_vocab_size)] * self.config.num_codebooks)
-        codes = self.sample(hidden, text.squeeze(1), lambda step, logits: sample(logits, draws[step], settings))
+        draws, _ = noise(keys, [drawn.candidates(self.config.audio_vocab_size)] * self.config.num_codebooks)
+        codes = self.sample(hidden, text.squeeze(1), lambda step, logits: sample(logits, draws[step], drawn))
         return mx.concatenate([text, codes], axis=1)
 
     @classmethod

@@ -18,15 +18,30 @@ from ..conversation.duplex import DuplexSampling
 from ..conversation.session import Frame
 from ..conversation.text import TextDecoder
 from ..errors import InputError
-from ..models.sampling import Sampling
+from ..inputs import Number, Whole
+from ..models.sampling import MOSHI, NAMES, Sampling, StreamSettings
 from ..models.state import State
 from .outputs import GenerateOutput
 from .prompt import Prompt, make_prompt, new_token_count, tokens_before
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .moshi import MoshiForConditionalGeneration
 
 
+class GenerateSettings(StreamSettings, total=False):
+    """How text and codes are drawn: the names of one stream are the text's, with `depth_` the codes'."""
+
+    do_sample: bool | None
+    depth_do_sample: bool | None
+    depth_temperature: Number | None
+    depth_top_k: Whole | None
+    depth_top_p: Number | None
+    depth_min_p: Number | None
+
+
+@inputs.spelled_out(GenerateSettings, {"do_sample": True})
 def generate(
     model: MoshiForConditionalGeneration,
     input_ids: Any = None,
@@ -42,19 +57,10 @@ def generate(
     attention_mask: Any = None,
     max_new_tokens: int | None = None,
     max_length: int | None = None,
-    do_sample: bool = True,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    depth_do_sample: bool | None = None,
-    depth_temperature: float | None = None,
-    depth_top_k: int | None = None,
-    depth_top_p: float = 1.0,
-    depth_min_p: float = 0.0,
     num_return_sequences: int = 1,
     seed: int = 0,
     streamer: Any = None,
+    **settings: Unpack[GenerateSettings],
 ) -> GenerateOutput:
     """Text and sound that go on from a prompt -> `sequences`, `audio_sequences`, `audio_codes` (see `GenerateOutput`).
 
@@ -66,10 +72,11 @@ def generate(
     prompt, where no inputs_embeds are given. `attention_mask` [B, T] is 0 at padding, before or behind a row.
 
     `max_new_tokens`, or `max_length` with the prompt and its initial column (default: 20 new ones, in all at most
-    `max_position_embeddings`); N new tokens are N - max delay new frames. `temperature`, `top_k`, `top_p`, `min_p` are
-    of the text, with `depth_` of the codes; where not given, the checkpoint's or Moshi's own (0.7 and 25, 0.8 and 250).
-    `do_sample=False` is greedy. `num_return_sequences` rows for each row, each with the next seed. `streamer.put` gets
-    a `Frame` for every new token as it comes, then `streamer.end()` is called; it takes one row.
+    `max_position_embeddings`); N new tokens are N - max delay new frames. temperature (0: greedy), top_k (0: no cut),
+    top_p (over 0 to 1) and min_p (0 to 1) are of the text, with `depth_` of the codes; what is not given is the
+    checkpoint's or Moshi's own: 0.7 and 25, 0.8 and 250, no other cut. `do_sample=False` is greedy.
+    `num_return_sequences` rows for each row, each with the next seed. `streamer.put` gets a `Frame` for every new token
+    as it comes, then `streamer.end()` is called; it takes one row.
 
     The attention window holds in the prompt as it does in a live conversation (transformers 5.23 forgets it in a
     prompt). Raises InputError, naming the argument.
@@ -81,15 +88,7 @@ def generate(
     )  # fmt: skip
     _check_streamer(streamer, len(prompt.lengths))
     count = new_token_count(max_new_tokens, max_length, prompt.columns.shape[2], model.config.max_position_embeddings)
-    defaults = model.sampling_defaults
-    audio_sample = do_sample if depth_do_sample is None else depth_do_sample
-    sampling = DuplexSampling(
-        text=_sampling(do_sample, temperature, top_k, top_p, min_p, defaults, "text_", (0.7, 25)),
-        audio=_sampling(
-            audio_sample, depth_temperature, depth_top_k, depth_top_p, depth_min_p, defaults, "", (0.8, 250)
-        ),
-    )
-    text, sampled = _run(model, prompt, count, sampling, seed, streamer)
+    text, sampled = _run(model, prompt, count, _sampling(model, settings), seed, streamer)
     if streamer is not None:
         streamer.end()
     codes = _codes(model, prompt, sampled)
@@ -100,15 +99,16 @@ def generate(
     )
 
 
-def _sampling(
-    do_sample: bool, temperature: float | None, top_k: int | None, top_p: float, min_p: float,
-    defaults: dict[str, float], prefix: str, usual: tuple[float, int],
-) -> Sampling:  # fmt: skip
-    if not do_sample:
-        return Sampling(temperature=0)
-    warmth = defaults.get(f"{prefix}temperature", usual[0]) if temperature is None else temperature
-    candidates = int(defaults.get(f"{prefix}top_k", usual[1])) if top_k is None else top_k
-    return Sampling(warmth, candidates, top_p, min_p)
+def _sampling(model: MoshiForConditionalGeneration, settings: GenerateSettings) -> DuplexSampling:
+    def of(prefix: str, ours: str, do_sample: bool | None) -> Sampling:
+        """The stream whose settings begin with `prefix` here, and with `ours` in a conversation."""
+        if not do_sample:
+            return Sampling(temperature=0)
+        usual = {**MOSHI, **model.sampling_defaults}
+        return Sampling.of({prefix + n: settings.get(prefix + n, usual[ours + n]) for n in NAMES}, prefix)
+
+    do_sample = settings.get("do_sample")
+    return DuplexSampling(of("", "text_", do_sample), of("depth_", "", settings.get("depth_do_sample", do_sample)))
 
 
 def _check_streamer(streamer: Any, rows: int) -> None:

@@ -144,9 +144,7 @@ class MoshiForCausalLM(LanguageModel):
             loss = cross_entropy(logits[:, :-1], labels[:, 1:])
         return CausalLMOutput(loss, logits, hidden, out.past_key_values, out.hidden_states, out.attentions)
 
-    def generate(self, input_ids: Any, **settings: Any) -> mx.array:
-        """Text alone: see `text_generation.generate_text`."""
-        return generate_text(self, input_ids, **settings)
+    generate = generate_text
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Any) -> MoshiForCausalLM:

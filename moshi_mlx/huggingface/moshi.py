@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from .. import inputs
-from ..conversation.session import Session
+from ..conversation.session import Session, SessionSettings
 from ..errors import InputError
+from ..inputs import spelled_out
 from ..models import config as plain
 from ..models.moshi import Moshi
 from ..models.state import State
@@ -19,7 +20,10 @@ from .depth import MoshiDepthDecoder
 from .generation import generate
 from .helium import MoshiForCausalLM
 from .mimi import MimiModel
-from .outputs import ConditionalGenerationOutput, GenerateOutput, UnconditionalInput
+from .outputs import ConditionalGenerationOutput, UnconditionalInput
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class MoshiForConditionalGeneration(Moshi):
@@ -41,9 +45,17 @@ class MoshiForConditionalGeneration(Moshi):
     depth_decoder: MoshiDepthDecoder
     audio_encoder: MimiModel
 
-    def session(self, seed: int = 0, **settings: Any) -> Session:
-        """A conversation, primed and ready for its first frame; see `Session` for the settings."""
-        return Session(self, seed, **{**self.sampling_defaults, **settings})
+    @spelled_out(SessionSettings)
+    def session(self, seed: int = 0, **settings: Unpack[SessionSettings]) -> Session:
+        """A conversation, primed and ready for its first frame.
+
+        temperature (0: greedy), top_k (0: no cut), top_p (over 0 to 1) and min_p (0 to 1) are of Moshi's sound, with
+        `text_` of its text; what is not given, or None, is the checkpoint's or else Moshi's own: 0.8 and 250, 0.7 and
+        25, no other cut. For the rest see `Session`. Raises InputError for a setting out of range, TypeError for one
+        that does not exist.
+        """
+        said: Any = {**self.sampling_defaults, **settings}
+        return Session(self, seed, **said)
 
     def get_unconditional_inputs(self, num_samples: int = 1) -> UnconditionalInput:
         """Initial tokens alone, the start of a conversation without a prompt: `generate(**inputs)`."""
@@ -136,9 +148,7 @@ class MoshiForConditionalGeneration(Moshi):
             raise InputError("input_ids, moshi_audio_codes, user_audio_codes: got none of them, expected one or more")
         return _joined(given, {"input_ids": 1, **counts})
 
-    def generate(self, *args: Any, **settings: Any) -> GenerateOutput:
-        """Text and sound that go on from a prompt of three streams: see `generation.generate`."""
-        return generate(self, *args, **settings)
+    generate = generate
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Any) -> MoshiForConditionalGeneration:

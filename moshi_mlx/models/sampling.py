@@ -8,16 +8,62 @@ as the likeliest; the draw is the largest of logit + Gumbel noise.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import mlx.core as mx
 
-from ..errors import InputError
+from ..inputs import FLOAT32_LEAST, FLOAT32_MOST, Number, Whole, number, whole
+
+
+class StreamSettings(TypedDict, total=False):
+    """How one stream is drawn, by name: `f(**settings: Unpack[StreamSettings])`. None is not given. See `Sampling`."""
+
+    temperature: Number | None
+    top_k: Whole | None
+    top_p: Number | None
+    min_p: Number | None
+
+
+class SamplingSettings(StreamSettings, total=False):
+    """How a conversation is drawn: its sound, and with `text_` before the names its text."""
+
+    text_temperature: Number | None
+    text_top_k: Whole | None
+    text_top_p: Number | None
+    text_min_p: Number | None
+
+
+MOSHI: SamplingSettings = {
+    "temperature": 0.8, "top_k": 250, "top_p": 1.0, "min_p": 0.0,
+    "text_temperature": 0.7, "text_top_k": 25, "text_top_p": 1.0, "text_min_p": 0.0,
+}  # fmt: skip
+"""Moshi's own settings, which the reference talks with."""
+
+# Below it, logits divided by the temperature may leave float32's range; their differences still say who is likeliest.
+COLD = 1e-30
+
+NAMES = tuple(StreamSettings.__annotations__)
+
+
+def _checked(field: str, value: Any, name: str) -> float:
+    """The value of a field, as Python's own number. Raises InputError under the name that it was given by."""
+    if field == "top_k":
+        return whole(name, value)
+    high = FLOAT32_MOST if field == "temperature" else 1.0
+    if field != "top_p" and number(name, value, 0, high) == 0:
+        return 0.0
+    return number(name, value, 0 if field == "min_p" else FLOAT32_LEAST, high)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of one stream. top_k 0, top_p 1 and min_p 0 mean no cut."""
+    """Settings of one stream. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 mean no cut.
+
+    temperature and top_k from 0, top_p over 0 and at most 1, min_p from 0 to 1, all within float32's range. Raises
+    InputError, naming the setting.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
@@ -25,14 +71,13 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        ranges = {"temperature": (0, math.inf), "top_k": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1)}
-        for field in fields(self):
-            value, (low, high) = getattr(self, field.name), ranges[field.name]
-            whole = field.name == "top_k"
-            good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-            if not good or not low <= value <= high or value == math.inf or (field.name == "top_p" and value == 0):
-                expected = f"a{' whole' if whole else ''} number from {low} to {high}"
-                raise InputError(f"{field.name}: got {value!r}, expected {expected}")
+        for name in NAMES:
+            object.__setattr__(self, name, _checked(name, getattr(self, name), name))
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], prefix: str = "") -> Sampling:
+        """Of settings by name, each with `prefix` before it; errors name them so."""
+        return cls(**{name: _checked(name, settings[prefix + name], prefix + name) for name in NAMES})  # type: ignore[arg-type]
 
     @property
     def greedy(self) -> bool:
@@ -57,7 +102,10 @@ def sample(logits: mx.array, noise: mx.array, settings: Sampling) -> mx.array:
     """logits [B, V], noise [B, settings.candidates(V)] -> tokens uint32 [B]."""
     if settings.greedy:
         return mx.argmax(logits, axis=-1)
-    logits = logits.astype(mx.float32) / settings.temperature
+    logits = logits.astype(mx.float32)
+    if settings.temperature < COLD:
+        logits = logits - logits.max(axis=-1, keepdims=True)
+    logits = logits / settings.temperature
     others = logits.shape[-1] - noise.shape[-1]
     chosen = None
     if others:
