@@ -35,3 +35,17 @@ def require(condition: bool, message: str) -> None:
     """Raises ConfigError where a condition does not hold."""
     if not condition:
         raise ConfigError(message)
+
+
+def brief(value: object) -> str:
+    """What was got, as Python writes it, in as much of a line as a message may repeat."""
+    try:
+        return clipped(repr(value))
+    except (RecursionError, ValueError):  # nested without end, or a number of too many digits
+        return f"a {type(value).__name__}"
+
+
+def clipped(text: str, width: int = 100) -> str:
+    """Text of others in one line of at most `width` characters."""
+    line = " ".join(text[: 2 * width].split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"

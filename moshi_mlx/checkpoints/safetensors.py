@@ -1,7 +1,10 @@
-"""safetensors files: headers read and checked by name, tensors read one by one, new ones written as they come.
+"""safetensors files: the one door through which every file of tensors is read, and the way new ones are written.
 
-A tensor that is only moved keeps its very bits: it is a NumPy array of its stored type, bfloat16 as the uint16 of its
-bits. `as_mx` and `as_stored` go to MLX and back.
+A header is held to the format's own rules (https://github.com/huggingface/safetensors) before a byte of a tensor is
+touched: a name comes once, numbers are whole, spans follow each other from the header to the end of the file. Tensors
+are then read one by one. One that is only moved keeps its very bits: it is a NumPy array of its stored type, bfloat16
+as the uint16 of its bits; `as_mx` and `as_stored` go to MLX and back. Only float64, which MLX does not load, comes as
+float32.
 """
 
 from __future__ import annotations
@@ -11,18 +14,21 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, brief, clipped
+from .files import regular
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
 }  # fmt: skip
-FLOATS = ("F16", "BF16", "F32", "F64")
+FLOATS = ("F16", "BF16", "F32")  # that a reader gets: F64 comes as F32
+METADATA = "__metadata__"
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _NUMPY = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "BF16": "<u2",
     "U32": "<u4", "I32": "<i4", "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8",
@@ -63,47 +69,113 @@ class Block(NamedTuple):
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Name to type and shape. Raises CheckpointError where the file is missing, cut short or no safetensors file."""
-    return {name: info for name, (info, _) in _places(path).items()}
+    return {name: _given(info) for name, (info, _) in _places(path).items()}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says of itself besides its tensors. Raises as `read_header`."""
+    return cast(dict[str, str], _header(path)[0].get(METADATA) or {})
 
 
 def stored(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, each mapped into memory while it is read. Raises as `read_header`."""
-    return {name: Tensor(info, _reader(path, info, start)) for name, (info, start) in _places(path).items()}
+    return {name: Tensor(_given(info), _reader(path, info, start)) for name, (info, start) in _places(path).items()}
 
 
 def load_lazily(path: Path) -> dict[str, mx.array]:
-    """The tensors, read from the file only when they are evaluated."""
-    return cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
+    """The tensors, read from the file only when they are evaluated. Raises as `read_header`."""
+    places = _places(path)
+    if any(info.dtype == "F64" for info, _ in places.values()):  # MLX takes no such file at all
+        return {name: as_mx(tensor.read(), tensor.info.dtype) for name, tensor in stored(path).items()}
+    try:
+        return cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: MLX does not read it ({clipped(str(error))})") from error
+
+
+def _given(info: TensorInfo) -> TensorInfo:
+    """What a reader gets of a stored type."""
+    return info._replace(dtype="F32") if info.dtype == "F64" else info
 
 
 def _places(path: Path) -> dict[str, tuple[TensorInfo, int]]:
-    """Name to info and first byte in the file."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a safetensors file")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise CheckpointError(f"{path}: cut short or not a safetensors file ({size} bytes); download it again")
-        try:
-            tensors = {k: v for k, v in json.loads(file.read(length)).items() if k != "__metadata__"}
-            infos = {name: TensorInfo(t["dtype"], tuple(t["shape"])) for name, t in tensors.items()}
-            spans = {name: (int(t["data_offsets"][0]), int(t["data_offsets"][1])) for name, t in tensors.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise CheckpointError(f"{path}: not a safetensors file: its header does not parse") from error
-    for name, info in sorted(infos.items(), key=lambda item: spans[item[0]][1]):
-        _check_span(f"{path}: tensor {name!r}", path, info, spans[name], size - 8 - length)
-    return {name: (info, 8 + length + spans[name][0]) for name, info in infos.items()}
+    """Name to info and first byte in the file, of a file that is safetensors through and through."""
+    header, start, size = _header(path)
+    tensors = {name: _entry(path, name, value) for name, value in header.items() if name != METADATA}
+    position = 0
+    for name, (info, first, last) in sorted(tensors.items(), key=lambda item: item[1][1:]):
+        what = f"tensor {brief(name)}"
+        if last > size - start:
+            raise CheckpointError(f"{path}: cut short: {what} is incomplete; download the file again")
+        if last - first != info.nbytes:
+            takes = f"its shape {clipped(str(list(info.shape)))} takes {info.nbytes}"
+            raise CheckpointError(f"{path}: {what} has {last - first} bytes, but {takes}")
+        if first != position:
+            gap = "overlaps the one before it" if first < position else "leaves bytes before it that are nobody's"
+            raise CheckpointError(f"{path}: damaged: {what} {gap}; download the file again")
+        position = last
+    if position != size - start:
+        left = size - start - position
+        raise CheckpointError(f"{path}: damaged: {left} bytes behind the last tensor; download the file again")
+    return {name: (info, start + first) for name, (info, first, _) in tensors.items()}
 
 
-def _check_span(what: str, path: Path, info: TensorInfo, span: tuple[int, int], data: int) -> None:
-    if info.dtype not in BITS:
-        raise CheckpointError(f"{what} has the type {info.dtype}, which cannot be read")
-    if span[1] > data:
-        raise CheckpointError(f"{path}: cut short: {what.partition(': ')[2]} is incomplete; download the file again")
-    if span[0] < 0 or span[1] - span[0] != info.nbytes:
-        got = f"{span[1] - span[0]} bytes"
-        raise CheckpointError(f"{what} has {got}, but its shape {list(info.shape)} takes {info.nbytes}")
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header's object, the first byte behind it, and the size of the file."""
+    regular(path)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise CheckpointError(f"{path}: cut short or not a safetensors file ({size} bytes); download it again")
+            if length > MAX_HEADER_BYTES:
+                raise CheckpointError(f"{path}: not a safetensors file: a header of {length} bytes")
+            text = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=_once) if text.startswith(b"{") else None
+    except (ValueError, RecursionError) as error:
+        twice = f" ({error})" if isinstance(error, _Twice) else ""
+        raise CheckpointError(f"{path}: not a safetensors file: its header does not parse{twice}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: not a safetensors file: its header does not parse")
+    said = header.get(METADATA)
+    if said is not None and not (isinstance(said, dict) and all(isinstance(value, str) for value in said.values())):
+        raise CheckpointError(f"{path}: not a safetensors file: {METADATA} holds {brief(said)}, expected texts by name")
+    return header, 8 + length, size
+
+
+class _Twice(ValueError):
+    """A name that a header has twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise _Twice(f"{brief(name)} is there twice")
+        values[name] = value
+    return values
+
+
+def _entry(path: Path, name: str, value: Any) -> tuple[TensorInfo, int, int]:
+    """A tensor's info and span by its entry in the header."""
+    what = f"{path}: tensor {brief(name)}"
+    entry = value if isinstance(value, dict) else {}
+    dtype, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not (isinstance(dtype, str) and _whole(shape) and _whole(span) and len(span) == 2):
+        raise CheckpointError(f"{what}: its entry in the header is {brief(value)}, which says no type, shape and span")
+    if dtype not in BITS:
+        raise CheckpointError(f"{what} has the type {clipped(dtype)}, which cannot be read")
+    return TensorInfo(dtype, tuple(shape)), span[0], span[1]
+
+
+def _whole(value: Any) -> bool:
+    """Whether it is a list of whole numbers that can be sizes."""
+    numbers = value if isinstance(value, list) else [None]
+    return all(type(number) is int and 0 <= number < 2**63 for number in numbers)
 
 
 def _reader(path: Path, info: TensorInfo, start: int) -> Callable[[], np.ndarray]:
@@ -117,7 +189,15 @@ def _reader(path: Path, info: TensorInfo, start: int) -> Callable[[], np.ndarray
     def _scalar() -> np.ndarray:
         return np.fromfile(path, dtype, 1, offset=start).reshape(())
 
-    return read
+    def read_narrowed() -> np.ndarray:
+        wide = read()
+        with np.errstate(over="ignore"):
+            narrow = wide.astype(np.float32)
+        if not np.array_equal(np.isfinite(wide), np.isfinite(narrow)):
+            raise CheckpointError(f"{path}: has float64 values that float32, in which MLX works, cannot hold")
+        return narrow
+
+    return read_narrowed if info.dtype == "F64" else read
 
 
 def as_mx(array: np.ndarray, dtype: str) -> mx.array:
@@ -156,7 +236,7 @@ def write_file(
     blocks = list(blocks)
     infos = {name: info for block in blocks for name, info in block.infos.items()}
     order = sorted(infos, key=lambda name: -BITS[infos[name].dtype])
-    header, places, position = {"__metadata__": metadata}, {}, 0
+    header, places, position = {METADATA: metadata}, {}, 0
     for name in order:
         dtype, shape = infos[name]
         end = position + infos[name].nbytes
