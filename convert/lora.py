@@ -15,7 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 from moshi_mlx.checkpoints import translation
-from moshi_mlx.checkpoints.finding import CONFIG_NAME, read_json
+from moshi_mlx.checkpoints.files import read_json
+from moshi_mlx.checkpoints.names import CONFIG_NAME
 from moshi_mlx.checkpoints.safetensors import Tensor, TensorInfo, as_mx, as_stored, code_of, mx_type, stored
 from moshi_mlx.errors import CheckpointError, InputError
 from moshi_mlx.models.config import MoshiConfig

@@ -20,8 +20,8 @@ from ..models.config import MoshiConfig
 from ..models.layers.linear import Embedding, Linear, QuantizedEmbedding, resting
 from ..models.moshi import Moshi
 from . import translation
+from .files import read_json
 from .filling import module_at
-from .finding import read_json
 from .hub import local_folder
 from .layouts import Row, join, kyutai_mlx, linear
 from .safetensors import FLOATS, load_lazily, read_header

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import CheckpointError, ConfigError
-from ..models.config import MimiConfig
-from . import kyutai_config
+from ..errors import CheckpointError, ConfigError, InputError, brief
+from ..models.config import MimiConfig, MoshiConfig
+from ..models.sampling import Sampling
+from .files import inside, read_json, regular
 from .hub import local_file
+from .keys import Keys, made
+from .kyutai_config import mimi_fields, moshi_fields
+from .names import (
+    CONFIG_NAME,
+    CONSOLIDATED_NAME,
+    INDEX_NAME,
+    KYUTAI_ADAPTER_NAME,
+    MIMI_CONFIG_NAME,
+    MIMI_NAME,
+    MODEL_NAMES,
+    SAMPLING_NAME,
+    SIZES_NAME,
+    TOKENIZER_NAME,
+)
 from .safetensors import Tensor, stored
 
-MODEL_NAMES = ("model.safetensors", "model.q8.safetensors", "model.q4.safetensors")
-INDEX_NAME = "model.safetensors.index.json"
-MIMI_NAME = "tokenizer-e351c8d8-checkpoint125.safetensors"
-TOKENIZER_NAME = "tokenizer_spm_32k_3.model"
-CONFIG_NAME = "config.json"
 SAMPLING_NAMES = {"temp": "temperature", "temp_text": "text_temperature", "top_k": "top_k", "top_k_text": "text_top_k"}
 LORA_KEYS = ("lora", "lora_name", "lora_rank", "lora_scaling")
 
@@ -33,23 +43,82 @@ class Found(NamedTuple):
     rest: dict[str, Any]  # other keys of config.json
 
 
-def find_kyutai(folder: Path, config: dict[str, Any] | None) -> Found:
-    """The files of a folder in one of Kyutai's layouts."""
+def config_of(folder: Path) -> tuple[dict[str, Any] | None, Path]:
+    """The content of config.json and its path; the language model's keys may lie in a file of their own."""
+    path, sizes = folder / CONFIG_NAME, folder / SIZES_NAME
+    values = read_json(path) if os.path.lexists(path) else None
+    if not os.path.lexists(sizes) or (values and not values.keys().isdisjoint({"dim", "depth_decoder_config"})):
+        return values, path
+    return {**read_json(sizes), **(values or {})}, path if values else sizes
+
+
+def find_kyutai(folder: Path, config: dict[str, Any] | None, path: Path) -> Found:
+    """The files of a folder in one of Kyutai's layouts; `path`: where its config was read."""
     if config is None:
         weights = weights_of(folder, None)
         mimi, tokenizer = (_existing(folder, name) for name in (MIMI_NAME, TOKENIZER_NAME))
         return Found(weights, mimi, tokenizer, None, MimiConfig(), {})
-    where = str(folder / CONFIG_NAME)
-    _refuse_other_models(config, where)
-    weights = weights_of(folder, config.pop("moshi_name", None))
-    mimi = _existing(folder, config.pop("mimi_name", MIMI_NAME))
-    tokenizer = _existing(folder, config.pop("tokenizer_name", TOKENIZER_NAME))
-    rest = {key: config.pop(key) for key in ("lm_gen_config", "model_id", "quantization", *LORA_KEYS) if key in config}
-    mimi_config, name = MimiConfig(), config.pop("mimi_config_name", None)
-    if name is not None:
-        file = _existing(folder, name)
-        mimi_config = MimiConfig(**kyutai_config.mimi_fields(read_json(file), str(file)))
-    return Found(weights, mimi, tokenizer, config, mimi_config, rest)
+    keys = Keys(config, str(path))
+    _refuse_other_models(keys)
+    weights = weights_of(folder, keys.take("moshi_name", str, None), str(path))
+    mimi = _existing(folder, keys.take("mimi_name", str, MIMI_NAME), str(path))
+    tokenizer = _existing(folder, keys.take("tokenizer_name", str, TOKENIZER_NAME), str(path))
+    mimi_config = _mimi_config(folder, keys, unnamed=path.name == SIZES_NAME)
+    rest = {
+        "lm_gen_config": keys.take("lm_gen_config", dict, {}),
+        "model_id": keys.take("model_id", dict, {}),
+        "quantization": _quantization(keys),
+        "lora": _lora(folder, keys, weights),
+    }
+    return Found(weights, mimi, tokenizer, keys.rest(), mimi_config, rest)
+
+
+def config_of_keys(folder: Path, config: dict[str, Any], path: Path) -> MoshiConfig:
+    """The config that the keys of a folder in one of Kyutai's layouts say; no other file of it is needed."""
+    keys = Keys(config, str(path))
+    _refuse_other_models(keys)
+    mimi = _mimi_config(folder, keys, unnamed=path.name == SIZES_NAME)
+    keys.ignore("moshi_name", "mimi_name", "tokenizer_name", "lm_gen_config", "model_id", "quantization")
+    keys.ignore("quantization_config", *LORA_KEYS)
+    fields = moshi_fields(keys.rest(), str(path))
+    return made(MoshiConfig, {**fields, "audio_encoder_config": mimi}, str(path))
+
+
+def _mimi_config(folder: Path, keys: Keys, unnamed: bool) -> MimiConfig:
+    """The codec's config in the file that the keys name, or, where there is nowhere to name one, of the usual name."""
+    name = keys.take("mimi_config_name", str, None)
+    if name is None and unnamed and (folder / MIMI_CONFIG_NAME).is_file():
+        name = MIMI_CONFIG_NAME
+    if not name:
+        return MimiConfig()
+    file = _existing(folder, name, keys.where)
+    return made(MimiConfig, mimi_fields(read_json(file), str(file)), str(file))
+
+
+def _quantization(keys: Keys) -> dict[str, Any] | None:
+    """The block that says how the weights are quantized; MLX's tools write it under two names."""
+    block, again = (keys.take(name, dict, None) for name in ("quantization", "quantization_config"))
+    if block and again and block != again:
+        raise ConfigError(
+            f"{keys.where}: keys 'quantization' and 'quantization_config' contradict: {brief(block)} and {brief(again)}"
+        )
+    return block or again
+
+
+def _lora(folder: Path, keys: Keys, weights: dict[str, Path]) -> dict[str, Any]:
+    """Kyutai's keys of an adapter that is yet to be merged; none where it has been merged into the weights."""
+    said = {
+        "lora": keys.take("lora", bool, False), "lora_name": keys.take("lora_name", str, None),
+        "lora_rank": keys.take("lora_rank", int, None), "lora_scaling": keys.take("lora_scaling", float, None),
+    }  # fmt: skip
+    beside = (folder / KYUTAI_ADAPTER_NAME).is_file()
+    if said["lora"] and not said["lora_name"] and beside:
+        said["lora_name"] = KYUTAI_ADAPTER_NAME
+    whole = all(path.name == CONSOLIDATED_NAME for path in weights.values())
+    left = said["lora_name"] and not (
+        whole and "://" not in said["lora_name"] and not (folder / said["lora_name"]).exists()
+    )
+    return {key: value for key, value in said.items() if value} if left else {}
 
 
 def find_huggingface(folder: Path) -> Found:
@@ -57,39 +126,44 @@ def find_huggingface(folder: Path) -> Found:
     tokenizers = sorted(folder.glob("*.model"))
     if len(tokenizers) > 1:
         raise CheckpointError(f"{folder}: expected one tokenizer, found {' and '.join(p.name for p in tokenizers)}")
-    rest = {"lm_gen_config": _huggingface_sampling(folder / "generation_config.json")}
+    rest = {"lm_gen_config": _huggingface_sampling(folder / SAMPLING_NAME)}
     return Found(weights_of(folder, None), None, tokenizers[0] if tokenizers else None, None, MimiConfig(), rest)
 
 
 def _huggingface_sampling(path: Path) -> dict[str, Any]:
     """What a generation_config.json says of Moshi's sampling other than the defaults, by Kyutai's keys."""
-    text = read_json(path) if path.is_file() else {}
-    depth = text.get("depth_decoder_config")
-    if not isinstance(depth, dict):
+    values = read_json(path) if os.path.lexists(path) else {}
+    text = Keys(values, str(path))
+    depth = Keys(text.take("depth_decoder_config", dict, None) or {}, f"{path}: depth_decoder_config")
+    if not values.get("depth_decoder_config"):
         return {}
     said: dict[str, Any] = {}
-    for values, suffix, usual in ((depth, "", (0.8, 250)), (text, "_text", (0.7, 25))):
-        greedy = not values.get("do_sample", True)
-        chosen = (0 if greedy else values.get("temperature", usual[0]), values.get("top_k", usual[1]))
+    for keys, suffix, usual in ((depth, "", (0.8, 250)), (text, "_text", (0.7, 25))):
+        temperature, top_k = keys.take("temperature", float, usual[0]), keys.take("top_k", int, usual[1])
+        chosen = (temperature if keys.take("do_sample", bool, True) else 0, top_k)
         pairs = zip((f"temp{suffix}", f"top_k{suffix}"), chosen, usual, strict=True)
         said |= {name: value for name, value, default in pairs if value != default}
     return said
 
 
-def weights_of(folder: Path, name: str | None) -> dict[str, Path]:
+def weights_of(folder: Path, name: str | None, where: str = "") -> dict[str, Path]:
     """The file of every tensor, by an index where there is one; of a single file under the name ''."""
-    if name is None and (folder / INDEX_NAME).is_file():
+    index, whole = folder / INDEX_NAME, folder / CONSOLIDATED_NAME
+    if not name and os.path.lexists(index):
         name = INDEX_NAME
-    path = _existing(folder, name or _only(folder, MODEL_NAMES))
+    if name and "://" not in name and not os.path.lexists(folder / name) and os.path.lexists(whole):
+        name = CONSOLIDATED_NAME
+    path = _existing(folder, name or _only(folder, MODEL_NAMES), where or str(folder))
     if not path.name.endswith(".index.json"):
         return {"": path}
-    shards = read_json(path).get("weight_map")
+    shards = read_json(path, CheckpointError).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(file, str) for file in shards.values()):
         raise CheckpointError(f"{path}: not an index: it has no 'weight_map' of tensors to files")
-    for file in dict.fromkeys(shards.values()):
-        if not (folder / file).is_file():
-            raise CheckpointError(f"{folder / file}: no such file; {path.name} names it: download the checkpoint again")
-    return {tensor: folder / file for tensor, file in shards.items()}
+    files = {file: inside(folder, file, str(path)) for file in dict.fromkeys(shards.values())}
+    for file in files.values():
+        if not os.path.lexists(file):
+            raise CheckpointError(f"{file}: no such file; {path.name} names it: download the checkpoint again")
+    return {tensor: files[file] for tensor, file in shards.items()}
 
 
 def stored_in(weights: dict[str, Path]) -> tuple[dict[str, Tensor], dict[str, Path]]:
@@ -101,61 +175,56 @@ def stored_in(weights: dict[str, Path]) -> tuple[dict[str, Tensor], dict[str, Pa
     files: dict[str, Path] = {}
     for file in dict.fromkeys(weights.values()):
         shard = stored(file)
+        twice = sorted(shard.keys() & files.keys())
+        if twice:
+            raise CheckpointError(f"{file}: tensor {brief(twice[0])} is in {files[twice[0]].name} too")
         tensors |= shard
         files |= dict.fromkeys(shard, file)
     for name, file in weights.items():
         if files.get(name) != file:
-            raise CheckpointError(f"{file}: tensor {name!r} is missing; the index says that it is there")
+            raise CheckpointError(f"{file}: tensor {brief(name)} is missing; the index says that it is there")
     if len(files) > len(weights):
         extra = min(set(files) - set(weights))
-        raise CheckpointError(f"{files[extra]}: tensor {extra!r} is not in the index")
+        raise CheckpointError(f"{files[extra]}: tensor {brief(extra)} is not in the index")
     return tensors, files
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises ConfigError."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: got a JSON {type(values).__name__}, expected an object")
-    return values
-
-
-def _existing(folder: Path, name: str) -> Path:
-    path = local_file(folder, name)
-    if not path.is_file():
+def _existing(folder: Path, name: str, where: str = "") -> Path:
+    """The path of a file of the folder, or of one elsewhere that a config may name by hf:// or file://."""
+    path = local_file(folder, name, where)
+    if not os.path.lexists(path):
         raise CheckpointError(f"{path}: no such file; the checkpoint needs it")
-    return path
+    return regular(path)
 
 
 def _only(folder: Path, names: Iterable[str]) -> str:
-    found = [name for name in names if (folder / name).is_file()]
+    found = [name for name in names if os.path.lexists(folder / name)]
+    if not found and os.path.lexists(folder / CONSOLIDATED_NAME):
+        return CONSOLIDATED_NAME
     if len(found) != 1:
         got = f"has {' and '.join(found)}" if found else "has none of them"
         raise CheckpointError(f"{folder}: expected exactly one of {', '.join(names)}; it {got}")
     return found[0]
 
 
-def _refuse_other_models(config: dict[str, Any], where: str) -> None:
+def _refuse_other_models(keys: Keys) -> None:
     """Take out Kyutai's keys that describe the checkpoint; what this package cannot honour is refused by name."""
-    model_type = config.pop("model_type", "moshi")
-    if model_type != "moshi":
-        raise ConfigError(f"{where}: key 'model_type' is {model_type!r}; only 'moshi' is supported")
-    for key in ("stt_config", "tts_config"):
-        value = config.pop(key, None)
-        if value:
-            raise ConfigError(f"{where}: key {key!r} is {value!r}, which is not supported")
+    keys.expect(model_type="moshi")
+    keys.expect(stt_config={}, tts_config={})
 
 
 def sampling_defaults(values: dict[str, Any], where: str) -> dict[str, float]:
-    values = dict(values)
-    defaults = {ours: values.pop(theirs) for theirs, ours in SAMPLING_NAMES.items() if theirs in values}
-    if not values.pop("use_sampling", True):
+    """What `lm_gen_config` says of sampling, under our names. Raises ConfigError for what is not honoured."""
+    keys = Keys(values, where)
+    said = {ours: keys.take(key, int if "top_k" in key else float, None) for key, ours in SAMPLING_NAMES.items()}
+    defaults = {name: value for name, value in said.items() if value is not None}
+    if not keys.take("use_sampling", bool, True):
         defaults |= {"temperature": 0, "text_temperature": 0}
-    values = {k: v for k, v in values.items() if (k, v) != ("cfg_coef", 1.0)}
-    if values:
-        key = sorted(values)[0]
-        raise ConfigError(f"{where}: key {key!r} is {values[key]!r}, which is not supported")
+    keys.expect(cfg_coef=1.0)
+    keys.finish()
+    for name, value in defaults.items():
+        try:
+            Sampling(**{name.removeprefix("text_"): value})
+        except InputError as error:
+            raise ConfigError(f"{where}: {name}: {error}") from error
     return defaults

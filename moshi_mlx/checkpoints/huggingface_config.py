@@ -7,6 +7,7 @@ classifiers or text generators of other models would read. Any other is refused 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from ..errors import require
@@ -44,7 +45,8 @@ OURS = {
 
 # Keys that every transformers config may carry and that mean nothing here.
 IGNORED = (
-    "_attn_implementation_autoset", "_commit_hash", "_name_or_path", "add_cross_attention", "architectures",
+    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash",
+    "_name_or_path", "add_cross_attention", "architectures", "attn_implementation", "auto_map",
     "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
     "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype",
     "early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "finetuning_task",
@@ -96,14 +98,21 @@ def mimi_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     rate = newer if rate is None else rate
     keys.ignore(*MIMI_IGNORED)
     _finish(keys)
-    return fields if rate is None else fields | {"frame_rate": rate}
+    return fields | {"frame_rate": _derived_rate(fields) if rate is None else rate}
+
+
+def _derived_rate(fields: Mapping[str, Any]) -> float:
+    """What transformers makes of a frame rate that is not said: two positions of the transformers to a frame."""
+    rate, ratios = fields.get("sampling_rate", 24000), fields.get("upsampling_ratios", (8, 6, 5, 4))
+    hop = prod(ratios)
+    return rate / (2 * hop) if hop > 0 and rate < 2**31 else 12.5  # the codec's own config says what is wrong with them
 
 
 def _same_names(keys: Keys, table: dict[str, type]) -> dict[str, Any]:
-    taken = {name: keys.take(name, kind, None) for name, kind in table.items()}
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in taken.items() if value is not None
+    taken = {
+        name: keys.numbers(name, None) if kind is list else keys.take(name, kind, None) for name, kind in table.items()
     }
+    return {name: value for name, value in taken.items() if value is not None}
 
 
 def _rope_theta(keys: Keys) -> dict[str, float]:

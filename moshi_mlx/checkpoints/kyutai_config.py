@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import require
+from ..errors import brief, require
 from .keys import Keys
+
+MAX_HIDDEN_SCALE = 100  # Kyutai's largest is 6
 
 
 def mimi_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def mimi_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         "hidden_size": dimension,
         "num_filters": seanet.take("n_filters", int),
         "num_residual_layers": seanet.take("n_residual_layers", int, 1),
-        "upsampling_ratios": tuple(seanet.take("ratios", list)),
+        "upsampling_ratios": seanet.numbers("ratios"),
         "kernel_size": seanet.take("kernel_size", int),
         "last_kernel_size": seanet.take("last_kernel_size", int),
         "residual_kernel_size": seanet.take("residual_kernel_size", int),
@@ -58,12 +60,16 @@ def moshi_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """From the language model's part of Kyutai's `config.json`; `depth_decoder_config` is a dict of fields."""
     keys = Keys(values, where)
     dim, dep_q, n_q = keys.take("dim", int), keys.take("dep_q", int), keys.take("n_q", int)
-    delays = keys.take("delays", list)
+    delays = keys.numbers("delays")
+    require(
+        1 <= dep_q <= n_q,
+        f"{where}: key 'dep_q' is {brief(dep_q)}, expected 1 or more, and at most n_q = {brief(n_q)}",
+    )
     require(
         len(delays) == n_q + 1,
-        f"{where}: key 'delays' has {len(delays)} values, expected {n_q + 1} (text, then n_q = {n_q})",
+        f"{where}: key 'delays' has {len(delays)} values, expected {brief(n_q + 1)} (text, then n_q = {brief(n_q)})",
     )
-    require(delays[0] == 0, f"{where}: key 'delays' gives text a delay of {delays[0]}, expected 0")
+    require(delays[0] == 0, f"{where}: key 'delays' gives text a delay of {brief(delays[0])}, expected 0")
     common = {
         "vocab_size": keys.take("text_card", int),
         "audio_vocab_size": keys.take("card", int),
@@ -72,17 +78,21 @@ def moshi_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
     repeat = keys.take("kv_repeat", int, 1)
     hidden_scale = keys.take("hidden_scale", float, 4.0)
+    require(
+        0 < hidden_scale <= MAX_HIDDEN_SCALE,
+        f"{where}: key 'hidden_scale' is {hidden_scale!r}, expected a number above 0 and at most {MAX_HIDDEN_SCALE}",
+    )
     depth = _depth_fields(keys, dim, common, hidden_scale, repeat)
     heads = keys.take("num_heads", int)
     fields = {
         "hidden_size": dim,
         "num_hidden_layers": keys.take("num_layers", int),
         "num_attention_heads": heads,
-        "num_key_value_heads": heads // repeat,
+        "num_key_value_heads": _shared(keys, heads, repeat, "kv_repeat"),
         "rope_theta": keys.take("max_period", float, 10000.0),
         "sliding_window": keys.take("context", int),
         "ffn_dim": _gated_ffn_dim(dim, int(hidden_scale * dim)),
-        "audio_delays": tuple(delays[1:]),
+        "audio_delays": delays[1:],
         "silent_text_tokens": (
             keys.take("existing_text_end_padding_id", int, 0), keys.take("existing_text_padding_id", int, 3),
         ),
@@ -92,9 +102,10 @@ def moshi_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     keys.expect(
         causal=True, layer_scale=None, gating="silu", positional_embedding="rope", cross_attention=False,
         demux_second_stream=False, demux_second_text_stream=False, extra_heads_num_heads=0, norm_emb=False,
-        bias_proj=False, conditioners={}, fuser=None, lora=False, quantize=False,
+        bias_proj=False, conditioners={}, lora=False, quantize=False,
         text_card_out=common["vocab_size"],
     )  # fmt: skip
+    _expect_no_fuser(keys)
     keys.ignore("extra_heads_dim", "lora_rank", "lora_scaling", "gradient_checkpointing")
     keys.finish()
     return fields
@@ -109,7 +120,7 @@ def text_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         "hidden_size": keys.take("dim", int),
         "num_hidden_layers": keys.take("num_layers", int),
         "num_attention_heads": heads,
-        "num_key_value_heads": heads // keys.take("kv_repeat", int, 1),
+        "num_key_value_heads": _shared(keys, heads, keys.take("kv_repeat", int, 1), "kv_repeat"),
         "rope_theta": keys.take("max_period", float, 10000.0),
         "sliding_window": keys.take("context", int),
         "rms_norm_eps": _norm_eps(keys),
@@ -122,10 +133,26 @@ def text_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return fields
 
 
+def _shared(keys: Keys, heads: int, repeat: int, key: str) -> int:
+    """Key and value heads, each of which `repeat` query heads share."""
+    require(
+        repeat >= 1 and heads % repeat == 0,
+        f"{keys.where}: key {key!r} is {brief(repeat)}, expected a divisor of the {brief(heads)} heads",
+    )
+    return heads // repeat
+
+
+def _expect_no_fuser(keys: Keys) -> None:
+    """A fuser says where conditions go in; one that lists none changes nothing."""
+    fuser = keys.take("fuser", dict, {})
+    said = [name for name, value in fuser.items() if isinstance(value, (list, dict, str)) and value]
+    require(not said, f"{keys.where}: key 'fuser' has conditions ({brief(fuser)}), which are not supported")
+
+
 def _norm_eps(keys: Keys) -> float:
     norms = {"rms_norm_f32": 1e-8, "rms_norm": 1e-5}
     norm = keys.take("norm", str)
-    require(norm in norms, f"{keys.where}: key 'norm' is {norm!r}, expected one of {sorted(norms)}")
+    require(norm in norms, f"{keys.where}: key 'norm' is {brief(norm)}, expected one of {sorted(norms)}")
     return norms[norm]
 
 
@@ -140,7 +167,7 @@ def _depth_fields(
     dim = keys.take("depformer_dim", int)
     heads = keys.take("depformer_num_heads", int)
     feedforward = keys.take("depformer_dim_feedforward", int, None)
-    schedule = keys.take("depformer_weights_per_step_schedule", list, None)
+    schedule = keys.numbers("depformer_weights_per_step_schedule", None)
     keys.expect(
         depformer_causal=True, depformer_layer_scale=None, depformer_gating="silu", depformer_pos_emb="none",
         depformer_norm=None,
@@ -153,9 +180,11 @@ def _depth_fields(
         "input_size": input_size,
         "num_hidden_layers": keys.take("depformer_num_layers", int),
         "num_attention_heads": heads,
-        "num_key_value_heads": heads // keys.take("depformer_kv_repeat", int, repeat),
+        "num_key_value_heads": _shared(
+            keys, heads, keys.take("depformer_kv_repeat", int, repeat), "depformer_kv_repeat"
+        ),
         "ffn_dim": _gated_ffn_dim(dim, int(hidden_scale * dim) if feedforward is None else feedforward),
-        "weights_per_step_schedule": None if schedule is None else tuple(schedule),
+        "weights_per_step_schedule": schedule,
         "low_rank_embeddings": keys.take("depformer_low_rank_embeddings", int, None),
         "sliding_window": common["num_codebooks"],
         "max_position_embeddings": common["num_codebooks"] + 1,

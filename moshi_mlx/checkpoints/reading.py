@@ -12,23 +12,18 @@ from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, brief, clipped
 from ..models.config import PRESETS, MimiConfig, MoshiConfig
 from ..models.moshi import Moshi
 from . import huggingface_config, kyutai_config, layouts, quantization, translation
+from .files import read_bytes
 from .filling import fill, language_shapes, mimi_shapes
-from .finding import (
-    CONFIG_NAME,
-    LORA_KEYS,
-    Found,
-    find_huggingface,
-    find_kyutai,
-    read_json,
-    sampling_defaults,
-    stored_in,
-)
+from .finding import Found, config_of, find_huggingface, find_kyutai, sampling_defaults, stored_in
+from .keys import made
+from .names import CONFIG_NAME
 from .quantization import Quantization
 from .safetensors import FLOATS, Tensor, load_lazily, stored
+from .sizes import check_codec_sizes, check_sizes, sizes_of, sizes_of_preset
 from .translation import Piece
 
 M = TypeVar("M", bound=Moshi)
@@ -100,28 +95,30 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises CheckpointError or ConfigError where a part is missing, odd or contradicts another.
     """
-    path = folder / CONFIG_NAME
-    values = read_json(path) if path.exists() else None
-    hugging = values is not None and "depth_decoder_config" in values
-    found = find_huggingface(folder) if hugging else find_kyutai(folder, values)
+    values, path = config_of(folder)
+    hugging = values is not None and values.get("depth_decoder_config") is not None
+    found = find_huggingface(folder) if hugging else find_kyutai(folder, values, path)
     tensors, files = stored_in(found.weights)
     if hugging:
-        layout, config = "huggingface", MoshiConfig(**huggingface_config.moshi_fields(values or {}, str(path)))
+        fields = huggingface_config.moshi_fields(values or {}, str(path))
+        layout, config = "huggingface", made(MoshiConfig, fields, str(path))
+        check_sizes(config, tensors, str(path))
         language, mimi = _huggingface_parts(tensors, files, config)
     else:
         layout = _layout(tensors, folder)
-        config = _config(found, layout, tensors, folder)
+        config = _config(found, layout, tensors, folder, str(path))
+        check_sizes(config, tensors, str(path))
         pieces = translation.kyutai_pytorch(config, _generation(tensors)) if layout == "kyutai" else ()
         language = Part(tensors, list(pieces), files)
         mimi = _kyutai_mimi(found.mimi, config.audio_encoder_config)
     quantized = check_language(language, config)
     check_mimi(mimi, config.audio_encoder_config)
-    if "quantization" in found.rest:
+    if found.rest.get("quantization"):
         quantization.check_block(found.rest["quantization"], quantized, str(path))
     return Checkpoint(
         folder, layout, config, language, mimi, quantized, found.tokenizer,
         sampling_defaults(found.rest.get("lm_gen_config") or {}, f"{path}: lm_gen_config"),
-        {key: found.rest[key] for key in LORA_KEYS if key in found.rest}, found.rest.get("model_id") or {},
+        found.rest.get("lora") or {}, found.rest.get("model_id") or {},
     )  # fmt: skip
 
 
@@ -131,8 +128,8 @@ def _layout(tensors: Mapping[str, Tensor], where: Path) -> str:
         if mark in tensors:
             return layout
     raise CheckpointError(
-        f"{where}: tensors of an unknown layout (the first is {min(tensors, default='missing')!r}); expected Kyutai's "
-        "PyTorch layout (emb.0.weight, ...) or MLX layout (audio_embs.0.weight, ...), or Hugging Face's config.json"
+        f"{where}: tensors of an unknown layout (the first is {brief(min(tensors, default='missing'))}); expected "
+        "Kyutai's PyTorch layout (emb.0.weight, ...) or MLX layout (audio_embs.0.weight, ...), or Hugging Face's config.json"
     )
 
 
@@ -144,6 +141,7 @@ def _generation(tensors: Iterable[str]) -> int:
 def _kyutai_mimi(path: Path | None, config: MimiConfig) -> Part:
     assert path is not None
     tensors = stored(path)
+    check_codec_sizes(config, tensors, str(path))
     return Part(tensors, list(translation.mimi_kyutai(config, _generation(tensors))), dict.fromkeys(tensors, path))
 
 
@@ -178,11 +176,13 @@ def check_language(part: Part, config: MoshiConfig) -> dict[str, Quantization | 
     quantized = quantization.of_all(infos, shapes, str(next(iter(part.files.values()))))
     # Of shared weights, what repeats the first may be left out.
     expected = {k: v for k, v in shapes.items() if k in infos or not (repeats and k.startswith(repeats))}
+    types: dict[str, tuple[str, ...]] = {}
     for stem, kind in quantized.items():
         if kind:
             parts = kind.infos(shapes[f"{stem}.weight"], "")
             expected |= {f"{stem}.{leaf}": info.shape for leaf, info in parts.items()}
-    _check(part, expected)
+            types |= {f"{stem}.{leaf}": (info.dtype,) for leaf, info in parts.items() if info.dtype}
+    _check(part, expected, types)
     _check_joined(part, config, quantized)
     return quantized
 
@@ -197,35 +197,41 @@ def _check_joined(part: Part, config: MoshiConfig, quantized: dict[str, Quantiza
                 raise CheckpointError(f"{part.files[other + '.weight']}: {kinds}; expected both alike")
 
 
-def _check(part: Part, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """The tensors are exactly the expected ones. Raises CheckpointError that names the first which is not."""
+def _check(
+    part: Part, expected: Mapping[str, tuple[int, ...]], types: Mapping[str, tuple[str, ...]] | None = None
+) -> None:
+    """The tensors are exactly the expected ones: floats, or of the types said for a name.
+
+    Raises CheckpointError that names the first which is not.
+    """
     anywhere = next(iter(part.files.values()), Path("."))
     for name in expected:
         if name not in part.tensors:
             where = anywhere if len(set(part.files.values())) == 1 else anywhere.parent
             raise CheckpointError(f"{where}: tensor {name!r} is missing")
     for name, tensor in part.tensors.items():
-        what, info = f"{part.files[name]}: tensor {name!r}", tensor.info
+        what, info = f"{part.files[name]}: tensor {brief(name)}", tensor.info
         if name not in expected:
             raise CheckpointError(f"{what} has no place in a model of these sizes")
-        packed = name.removesuffix("weight").removesuffix("scales") + "scales" in part.tensors
-        if info.dtype not in FLOATS and not (packed and info.dtype in ("U32", "U8")):
-            raise CheckpointError(f"{what} has the type {info.dtype}, expected a float")
+        wanted = (types or {}).get(name, FLOATS)
+        if info.dtype not in wanted:
+            kinds = "a float" if wanted == FLOATS else " or ".join(wanted)
+            raise CheckpointError(f"{what} has the type {info.dtype}, expected {kinds}")
         if info.shape != expected[name]:
             raise CheckpointError(
-                f"{what} has the shape {list(info.shape)}, but the config wants {list(expected[name])}"
+                f"{what} has the shape {clipped(str(list(info.shape)))}, but the config wants {list(expected[name])}"
             )
 
 
-def _config(found: Found, layout: str, tensors: Mapping[str, Tensor], folder: Path) -> MoshiConfig:
+def _config(found: Found, layout: str, tensors: Mapping[str, Tensor], folder: Path, where: str) -> MoshiConfig:
     if found.lm_config is not None:
-        fields = kyutai_config.moshi_fields(found.lm_config, str(folder / CONFIG_NAME))
-        return MoshiConfig(**fields, audio_encoder_config=found.mimi_config)
+        fields = kyutai_config.moshi_fields(found.lm_config, where)
+        return made(MoshiConfig, {**fields, "audio_encoder_config": found.mimi_config}, where)
     if layout == "kyutai":  # by Kyutai's own rule, a PyTorch folder without config.json is Moshi 7B
         return PRESETS["moshi-7b"]
     sizes = sizes_of(tensors)
     for preset in PRESETS.values():
-        if _preset_sizes(preset) == sizes:
+        if sizes_of_preset(preset) == sizes:
             return preset
     listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
     raise ConfigError(
@@ -234,49 +240,18 @@ def _config(found: Found, layout: str, tensors: Mapping[str, Tensor], folder: Pa
     )
 
 
-def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """What the tensors of the MLX layout tell, quantized or not: rows are never packed."""
-
-    def rows(name: str) -> int:
-        return tensors[name].info.shape[0] if name in tensors else 0
-
-    def count(prefix: str) -> int:
-        heads = (name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix))
-        return 1 + max((int(head) for head in heads if head.isdigit()), default=-1)
-
-    depth = "depformer.slices.0.transformer.layers."
-    return {
-        "hidden_size": rows("out_norm.weight"),
-        "num_hidden_layers": count("transformer.layers."),
-        "vocab_size": rows("text_linear.weight"),
-        "audio_vocab_size": rows("depformer.slices.0.linear_out.weight"),
-        "audio_streams": count("audio_embs."),
-        "ffn_dim": rows("transformer.layers.0.gating.linear_in.weight"),
-        "num_codebooks": count("depformer.slices."),
-        "depth_hidden_size": rows(f"{depth}0.norm1.weight"),
-        "depth_num_hidden_layers": count(depth),
-        "depth_ffn_dim": rows(f"{depth}0.gating.linear_in.weight"),
-    }
-
-
-def _preset_sizes(config: MoshiConfig) -> dict[str, int]:
-    depth = config.depth_decoder_config
-    names = ("hidden_size", "num_hidden_layers", "vocab_size", "audio_vocab_size", "ffn_dim", "num_codebooks")
-    sizes = {name: getattr(config, name) for name in names} | {"audio_streams": len(config.audio_delays)}
-    return sizes | {f"depth_{n}": getattr(depth, n) for n in ("hidden_size", "num_hidden_layers", "ffn_dim")}
-
-
 def read_tokenizer(path: Path, config: MoshiConfig) -> Any:
     """The sentencepiece model in a file. Raises CheckpointError where it is none, or of another vocabulary."""
     from sentencepiece import SentencePieceProcessor
 
+    content = read_bytes(path)
     try:
-        tokenizer = SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError, TypeError) as error:
+        tokenizer = SentencePieceProcessor(model_proto=content)
+        pieces = tokenizer.vocab_size()
+    except (RuntimeError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a sentencepiece model") from error
-    if tokenizer.vocab_size() != config.vocab_size:
+    if pieces != config.vocab_size:
         raise CheckpointError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size()} pieces, but the model's text vocabulary has "
-            f"{config.vocab_size}"
+            f"{path}: the tokenizer has {pieces} pieces, but the model's text vocabulary has {config.vocab_size}"
         )
     return tokenizer

@@ -163,8 +163,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _entry(path: Path, name: str, value: Any) -> tuple[TensorInfo, int, int]:
     """A tensor's info and span by its entry in the header."""
     what = f"{path}: tensor {brief(name)}"
-    entry = value if isinstance(value, dict) else {}
-    dtype, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    entry: dict[str, Any] = value if isinstance(value, dict) else {}
+    dtype, shape, span = (cast(Any, entry.get(key)) for key in ("dtype", "shape", "data_offsets"))
     if not (isinstance(dtype, str) and _whole(shape) and _whole(span) and len(span) == 2):
         raise CheckpointError(f"{what}: its entry in the header is {brief(value)}, which says no type, shape and span")
     if dtype not in BITS:

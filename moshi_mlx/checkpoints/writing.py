@@ -25,13 +25,13 @@ from ..models.moshi import Moshi
 from ..terminal.sizes import size
 from . import huggingface_config, kyutai_config, quantization, translation
 from .filling import language_shapes, language_tensors_of, mimi_tensors_of
-from .finding import CONFIG_NAME, INDEX_NAME, MIMI_NAME, SAMPLING_NAMES, TOKENIZER_NAME
+from .finding import SAMPLING_NAMES
+from .names import CONFIG_NAME, INDEX_NAME, MIMI_CONFIG_NAME, MIMI_NAME, SAMPLING_NAME, TOKENIZER_NAME
 from .quantization import Quantization
 from .reading import Checkpoint
 from .safetensors import Block, Tensor, as_stored, info_of, mx_type, write_file
 
 MAX_SHARD_BYTES = 5 * 10**9
-MIMI_CONFIG_NAME = "mimi_config.json"
 # By these names the earlier port and the Swift app know how a file is quantized.
 NAMED_QUANTIZATIONS = {Quantization(4, 32): "model.q4.safetensors", Quantization(8, 64): "model.q8.safetensors"}
 
@@ -111,7 +111,7 @@ def plan_huggingface(
     weights, small = _shards(plain_blocks(tensors), "model.safetensors", max_shard_bytes)
     if contents.tokenizer:
         small[TOKENIZER_NAME] = contents.tokenizer
-    small["generation_config.json"] = _json(_generation_config(contents))
+    small[SAMPLING_NAME] = _json(_generation_config(contents))
     kind = mx_type(language["out_norm.weight"].info.dtype)
     small[CONFIG_NAME] = _json(
         {**huggingface_config.moshi_dict(config), "torch_dtype": str(kind).removeprefix("mlx.core.")}

@@ -12,11 +12,14 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checkpoints import huggingface_config, layouts, translation, writing
+from ..checkpoints import finding, huggingface_config, layouts, translation, writing
+from ..checkpoints.files import read_json
 from ..checkpoints.filling import fill, language_shapes, mimi_shapes
-from ..checkpoints.finding import CONFIG_NAME, read_json, stored_in, weights_of
-from ..checkpoints.hub import local_file, local_folder
+from ..checkpoints.finding import stored_in, weights_of
+from ..checkpoints.hub import local_folder
+from ..checkpoints.keys import made
 from ..checkpoints.kyutai_config import text_fields
+from ..checkpoints.names import CONFIG_NAME, HELIUM_NAMES
 from ..checkpoints.reading import (
     Checkpoint,
     Part,
@@ -26,9 +29,9 @@ from ..checkpoints.reading import (
     check_mimi,
     open_checkpoint,
     read_tokenizer,
-    sizes_of,
 )
 from ..checkpoints.safetensors import load_lazily, stored
+from ..checkpoints.sizes import check_codec_sizes, check_sizes, sizes_of
 from ..errors import CheckpointError, ConfigError
 from ..models.config import MimiConfig, MoshiConfig, MoshiDepthConfig
 from ..models.depth import DepthDecoder
@@ -41,7 +44,6 @@ L = TypeVar("L", bound=LanguageModel)
 D = TypeVar("D", bound=DepthDecoder)
 C = TypeVar("C", bound=Mimi)
 
-HELIUM_NAMES = "helium*.safetensors"
 # Sizes by which a model of text alone is recognised without config.json.
 TEXT_PRESETS: dict[str, MoshiConfig] = {
     "helium-1-preview-2b": MoshiConfig(
@@ -109,7 +111,9 @@ def mimi(kind: type[C], path_or_hub_id: str | Path) -> C:
     path = folder / CONFIG_NAME
     values = read_json(path) if path.is_file() else {}
     if values.get("model_type") == "mimi":
-        model: Any = _mimi_alone(kind, folder, MimiConfig(**huggingface_config.mimi_fields(values, str(path))))
+        model: Any = _mimi_alone(
+            kind, folder, made(MimiConfig, huggingface_config.mimi_fields(values, str(path)), str(path))
+        )
     else:
         model = build(open_checkpoint(folder), None, _whole(codec_class=kind)).audio_encoder
     mx.eval(model.parameters())
@@ -123,6 +127,7 @@ def _mimi_alone(kind: type[C], folder: Path, config: MimiConfig) -> C:
         list(translation.mimi_hugging_face(config)),
         {prefix + name: file for name, file in files.items()},
     )
+    check_codec_sizes(config, tensors, str(folder))
     check_mimi(part, config)
     loaded = {prefix + k: v for file in dict.fromkeys(files.values()) for k, v in load_lazily(file).items()}
     model = kind(config)
@@ -148,6 +153,7 @@ def _helium(kind: type[L], path: Path, config: MoshiConfig | None, dtype: mx.Dty
     tensors = stored(path)
     config = config or _helium_config(path)
     part = Part(tensors, [], dict.fromkeys(tensors, path))
+    check_sizes(config, tensors, str(path))
     check_language(part, config)
     model = kind(config)
     fill(model, layouts.kyutai_mlx_text(config), part.load(), dtype)
@@ -162,7 +168,7 @@ def _helium_config(path: Path) -> MoshiConfig:
     """By config.json in Kyutai's keys, or by the sizes of the tensors."""
     file, sizes = path.parent / CONFIG_NAME, sizes_of(stored(path))
     if file.is_file():
-        return MoshiConfig(**text_fields(read_json(file), str(file)), ffn_dim=sizes["ffn_dim"])
+        return made(MoshiConfig, {**text_fields(read_json(file), str(file)), "ffn_dim": sizes["ffn_dim"]}, str(file))
     names = ("hidden_size", "num_hidden_layers", "vocab_size", "ffn_dim")
     for preset in TEXT_PRESETS.values():
         if all(getattr(preset, name) == sizes[name] for name in names):
@@ -175,10 +181,12 @@ def _helium_config(path: Path) -> MoshiConfig:
 
 
 def config_of(path_or_hub_id: str | Path) -> MoshiConfig:
-    """The config of a folder or hub id, in any layout; of Hugging Face's, config.json alone is fetched."""
-    values, where = _config_json(path_or_hub_id)
-    if "depth_decoder_config" in values:
-        return MoshiConfig(**huggingface_config.moshi_fields(values, where))
+    """The config of a folder or hub id, in any layout; the weights are fetched only where nothing else says it."""
+    values, where, folder = _config_json(path_or_hub_id)
+    if values.get("depth_decoder_config") is not None:
+        return made(MoshiConfig, huggingface_config.moshi_fields(values, where), where)
+    if "n_q" in values and "dep_q" in values and values["dep_q"]:
+        return finding.config_of_keys(folder, values, Path(where))
     folder = local_folder(path_or_hub_id)
     helium = _helium_file(folder)
     return _helium_config(helium) if helium else open_checkpoint(folder).config
@@ -186,25 +194,25 @@ def config_of(path_or_hub_id: str | Path) -> MoshiConfig:
 
 def depth_config_of(path_or_hub_id: str | Path) -> MoshiDepthConfig:
     """A depth decoder's config: its own file, or that of a whole Moshi."""
-    values, where = _config_json(path_or_hub_id)
+    values, where, _ = _config_json(path_or_hub_id)
     if values.get("model_type") == "moshi_depth":
-        return MoshiDepthConfig(**huggingface_config.depth_fields(values, where))
+        return made(MoshiDepthConfig, huggingface_config.depth_fields(values, where), where)
     return config_of(path_or_hub_id).depth_decoder_config
 
 
 def mimi_config_of(path_or_hub_id: str | Path) -> MimiConfig:
     """A codec's config: its own file, or that of a whole Moshi."""
-    values, where = _config_json(path_or_hub_id)
+    values, where, _ = _config_json(path_or_hub_id)
     if values.get("model_type") == "mimi":
-        return MimiConfig(**huggingface_config.mimi_fields(values, where))
+        return made(MimiConfig, huggingface_config.mimi_fields(values, where), where)
     return config_of(path_or_hub_id).audio_encoder_config
 
 
-def _config_json(path_or_hub_id: str | Path) -> tuple[dict[str, Any], str]:
-    """The content of config.json, and where it lies; nothing where a folder has none."""
-    folder = Path(path_or_hub_id).expanduser()
-    path = folder / CONFIG_NAME if folder.exists() else local_file(folder, f"hf://{path_or_hub_id}/{CONFIG_NAME}")
-    return (read_json(path) if path.is_file() else {}), str(path)
+def _config_json(path_or_hub_id: str | Path) -> tuple[dict[str, Any], str, Path]:
+    """The content of config.json, and where it and its folder lie; nothing where a folder has none."""
+    folder = local_folder(path_or_hub_id, only="config")
+    values, path = finding.config_of(folder)
+    return values or {}, str(path), folder
 
 
 def save(model: Moshi, folder: str | Path, overwrite: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import time
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoints.hub import PATTERNS
+from ..checkpoints import hub
 from ..conversation import duplex
 from ..conversation.session import BUFFER_CACHE_BYTES, Session
-from ..errors import InputError
+from ..errors import InputError, MoshiError
 from ..models.layers.linear import Embedding
 from ..models.moshi import Moshi
 from ..models.state import flatten
@@ -22,7 +21,6 @@ from ..terminal.sizes import size
 from . import chips
 
 FRAMES = 12  # that are timed
-HUB_TIMEOUT = 10.0  # seconds
 
 
 class Plan(NamedTuple):
@@ -43,27 +41,20 @@ def plan(name: str) -> Plan | None:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return Plan(name, f"the folder {folder}", _folder_bytes(folder))
-    if name.count("/") != 1 or folder.exists():
+    if folder.exists() or not hub.is_hub_id(name):
         return None
-    from huggingface_hub import HfApi, snapshot_download
-
-    try:
-        cached = Path(snapshot_download(name, local_files_only=True, allow_patterns=list(PATTERNS)))
-        if any(cached.glob("*.safetensors")):
-            return Plan(name, f"the hub's cache, {cached}", _folder_bytes(cached))
-    except Exception:  # whatever the hub's client raises for what is not there
-        pass
-    try:
-        files = HfApi().model_info(name, files_metadata=True, timeout=HUB_TIMEOUT).siblings or []
-    except Exception:  # no network, no such repository: loading says it
-        return None
-    wanted = [file for file in files if any(fnmatch.fnmatch(file.rfilename, pattern) for pattern in PATTERNS)]
-    size = sum(file.size or 0 for file in wanted)
-    return Plan(name, "the Hugging Face hub", size, size)
+    cached = hub.cached(name)
+    if cached:
+        return Plan(name, f"the hub's cache, {cached}", _folder_bytes(cached))
+    sizes = hub.sizes(name)
+    return Plan(name, "the Hugging Face hub", *sizes) if sizes else None
 
 
 def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for pattern in PATTERNS for path in folder.glob(pattern))
+    try:
+        return sum(path.stat().st_size for path in hub.files_of(folder))
+    except (OSError, MoshiError):  # loading says what is wrong
+        return 0
 
 
 def usable_bytes() -> int:

@@ -11,14 +11,39 @@ from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Any, ClassVar
 
-from ..errors import require
+from ..errors import brief, require
+
+# What a field may be at most. Beyond it no model is meant, and a kilobyte of config would ask for gigabytes.
+MOST = {
+    "num_hidden_layers": 1024, "num_codebooks": 1024, "num_quantizers": 1024, "num_residual_layers": 16,
+    "dilation_growth_rate": 16, "compress": 1024, "kernel_size": 1024, "last_kernel_size": 1024,
+    "residual_kernel_size": 1024, "sampling_rate": 10**6, "frame_rate": 10**6, "sliding_window": 2**20,
+    "rope_theta": 1e12, "norm_eps": 0.1, "rms_norm_eps": 0.1, "initializer_range": 1000,
+}  # fmt: skip
+LEAST = {"rope_theta": 1.0, "frame_rate": 0.1, "norm_eps": 1e-20, "rms_norm_eps": 1e-20}
+MOST_OF_A_SIZE = 2**31 - 1  # as many elements as MLX counts along an axis
+MOST_FRAMES = 1000  # of a delay
+MOST_SAMPLES = 2**20  # of a frame
+MOST_DEPTH_LAYERS = 4096  # of all steps together
 
 
-def _positive(config: object, *names: str) -> None:
+def _positive(config: Any, *names: str) -> None:
+    """Raises ConfigError where a field is no positive number of its type, or an absurd one."""
+    kinds = {f.name: (int, float) if f.type == "float" else (int,) for f in fields(config)}
     for name in names:
-        value = getattr(config, name)
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-        require(good, f"{type(config).__name__}.{name}: expected a positive number, got {value!r}")
+        value, most, least = getattr(config, name), MOST.get(name, MOST_OF_A_SIZE), LEAST.get(name, 0)
+        where = f"{type(config).__name__}.{name}"
+        number = isinstance(value, kinds[name]) and not isinstance(value, bool)
+        require(number and value > 0, f"{where}: expected a positive number, got {brief(value)}")
+        require(least <= value <= most, f"{where}: expected {least or 1} to {most}, got {brief(value)}")
+
+
+def _whole_numbers(config: object, name: str, low: int, high: int) -> None:
+    """Raises ConfigError where a field is no list of whole numbers from low to high."""
+    values = getattr(config, name)
+    good = isinstance(values, (tuple, list)) and all(type(value) is int and low <= value <= high for value in values)
+    where = f"{type(config).__name__}.{name}"
+    require(good, f"{where}: expected a list of whole numbers from {low} to {high}, got {brief(values)}")
 
 
 def _only(config: object, **values: Any) -> None:
@@ -30,6 +55,7 @@ def _only(config: object, **values: Any) -> None:
 
 def _check_heads(config: Any) -> None:
     name = type(config).__name__
+    _positive(config, *(part for part in ("num_key_value_heads", "head_dim") if getattr(config, part) is not None))
     require(
         config.head_dim is not None or config.hidden_size % config.num_attention_heads == 0,
         f"{name}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
@@ -77,6 +103,8 @@ class _Config:
 
 def _fields_of(config: Any) -> dict[str, Any]:
     """The fields of a config, or the dict of them that stands for one."""
+    known = isinstance(config, (Mapping, _Config))
+    require(known, f"MoshiConfig: got {brief(config)} for a part's config, expected one or a dict of its fields")
     return dict(config) if isinstance(config, Mapping) else {f.name: getattr(config, f.name) for f in fields(config)}
 
 
@@ -113,6 +141,12 @@ class MimiConfig(_Config):
         optional = ("upsampling_ratios", "num_key_value_heads", "head_dim")
         _positive(self, *(f.name for f in fields(self) if f.name not in optional))
         _check_heads(self)
+        _whole_numbers(self, "upsampling_ratios", 1, MOST_SAMPLES)
+        require(
+            self.frame_size <= MOST_SAMPLES and 1 <= len(self.upsampling_ratios) <= 16,
+            f"MimiConfig: a frame of {self.frame_size} samples and {len(self.upsampling_ratios)} upsampling_ratios, "
+            f"expected at most {MOST_SAMPLES} and 1 to 16",
+        )
         stride = self.frame_size / self.hop_length
         require(
             stride == int(stride) and stride >= 2,
@@ -183,11 +217,20 @@ class MoshiDepthConfig(_Config):
                 f"MoshiDepthConfig.{name}: got {getattr(self, name)}, expected at least num_codebooks "
                 f"{self.num_codebooks}",
             )
+        if self.weights_per_step_schedule is not None:
+            _whole_numbers(self, "weights_per_step_schedule", 0, self.num_codebooks - 1)
+        if self.low_rank_embeddings is not None:
+            _positive(self, "low_rank_embeddings")
+        require(
+            self.num_codebooks * self.num_hidden_layers <= MOST_DEPTH_LAYERS,
+            f"MoshiDepthConfig: {self.num_codebooks} codebooks of {self.num_hidden_layers} layers each, expected at "
+            f"most {MOST_DEPTH_LAYERS} layers in all",
+        )
         sets = sorted(set(self.schedule))
         require(
             len(self.schedule) == self.num_codebooks and sets == list(range(len(sets))),
             f"MoshiDepthConfig.weights_per_step_schedule: expected {self.num_codebooks} numbers of weight sets "
-            f"counted from 0, got {self.weights_per_step_schedule}",
+            f"counted from 0, got {brief(self.weights_per_step_schedule)}",
         )
 
     @property
@@ -232,13 +275,16 @@ class MoshiConfig(_Config):
     depth_class: ClassVar[type[MoshiDepthConfig]] = MoshiDepthConfig
 
     def __post_init__(self) -> None:
+        _positive(self, "num_codebooks")  # before lists are made of as many
         self._fill_in()
         _positive(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "audio_vocab_size")
-        _positive(self, "rope_theta", "sliding_window", "ffn_dim", "rms_norm_eps", "num_codebooks")
+        _positive(self, "rope_theta", "sliding_window", "ffn_dim", "rms_norm_eps")
         _positive(self, "max_position_embeddings", "initializer_range")
         _only(self, hidden_act="silu", attention_dropout=0.0, tie_word_embeddings=False)
         _check_heads(self)
         require(self.ffn_dim % 2 == 0, f"MoshiConfig.ffn_dim: expected an even number, got {self.ffn_dim}")
+        _whole_numbers(self, "silent_text_tokens", 0, self.vocab_size - 1)
+        _whole_numbers(self, "audio_delays", 0, MOST_FRAMES)
         if self.audio_delays:
             self._check_streams()
 
@@ -259,10 +305,9 @@ class MoshiConfig(_Config):
 
     def _check_streams(self) -> None:
         require(
-            all(isinstance(d, int) and d >= 0 for d in self.audio_delays)
-            and len(self.audio_delays) > self.num_codebooks,
+            len(self.audio_delays) > self.num_codebooks,
             f"MoshiConfig.audio_delays: expected a delay of 0 or more frames for each of Moshi's {self.num_codebooks} "
-            f"codebooks and the user's, got {self.audio_delays}",
+            f"codebooks and the user's, got {brief(self.audio_delays)}",
         )
         depth = self.depth_decoder_config
         for name in ("vocab_size", "audio_vocab_size", "num_codebooks"):

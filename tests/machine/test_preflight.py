@@ -34,25 +34,24 @@ def test_a_folder_is_described_with_its_size(tmp_path):
 
 
 def test_a_cached_repository_is_described(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
-    (tmp_path / "model.safetensors").write_bytes(bytes(3_000_000))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--kyutai--moshiko-mlx-q4" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(bytes(3_000_000))
     plan = preflight.plan("kyutai/moshiko-mlx-q4")
-    assert str(plan) == f"kyutai/moshiko-mlx-q4: 3.0 MB from the hub's cache, {tmp_path}"
+    assert str(plan) == f"kyutai/moshiko-mlx-q4: 3.0 MB from the hub's cache, {folder}"
 
 
 class Hub:
-    def model_info(self, name, files_metadata, timeout):
+    def model_info(self, name, revision, files_metadata, timeout):
         if name == "no/body":
             raise OSError("no network")
         sizes = {"model.safetensors": 4_800_000_000, "training.bin": 10**9, "tokenizer.model": None}
         return type("Info", (), {"siblings": [type("F", (), {"rfilename": n, "size": s}) for n, s in sizes.items()]})
 
 
-def test_a_repository_to_download_is_described(monkeypatch):
-    def missing(*_, **__):
-        raise OSError("not cached")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", missing)
+def test_a_repository_to_download_is_described(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     plan = str(preflight.plan("kyutai/moshiko-mlx-q4"))
     assert plan == "kyutai/moshiko-mlx-q4: 4.80 GB from the Hugging Face hub, 4.80 GB to download"

@@ -67,7 +67,7 @@ def test_grouped_query_attention():
         ({"norm": "layer_norm"}, "key 'norm' is 'layer_norm', expected one of"),
         ({"delays": [0, 1]}, "key 'delays' has 2 values, expected 17"),
         ({"delays": [1] + [0] * 16}, "gives text a delay of 1"),
-        ({"delays": [0] + [-1] * 16}, "expected a delay of 0 or more"),
+        ({"delays": [0] + [-1] * 16}, "audio_delays: expected a list of whole numbers from 0"),
         ({"num_heads": 5}, "hidden_size 32 is not a multiple of num_attention_heads 5"),
         ({"num_layers": 0}, "num_hidden_layers: expected a positive number, got 0"),
         ({"depformer_weights_per_step": False}, "key 'depformer_weights_per_step' is False"),
