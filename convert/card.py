@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
+from moshi_mlx.checkpoints.disk.files import read_bytes
 from moshi_mlx.checkpoints.quantization import Quantization
 from moshi_mlx.checkpoints.reading import LAYOUTS
+from moshi_mlx.errors import CheckpointError
+
+MAX_CARD_BYTES = 2**22
 
 LIBRARIES = {"mlx": "mlx", "kyutai": "moshi", "huggingface": "transformers"}
 RUN = {
@@ -28,16 +33,17 @@ class Origin(NamedTuple):
 def origin_of(source: str, folder: Path) -> Origin:
     """From the source's own model card, else from its hub id; Kyutai publishes Moshi's weights under CC-BY 4.0."""
     said = _front_matter(folder / "README.md")
-    hub_id = None if Path(source).expanduser().is_dir() else source
+    hub_id = None if os.path.isdir(os.path.expanduser(source)) else source
     licence = said.get("license") or ("cc-by-4.0" if hub_id and hub_id.startswith("kyutai/") else None)
     return Origin(hub_id or said.get("base_model"), licence)
 
 
 def _front_matter(path: Path) -> dict[str, str]:
     """The plain `key: value` lines between the first two `---` of a card; of a list its first item."""
-    if not path.is_file():
+    try:
+        lines = read_bytes(path, MAX_CARD_BYTES).decode(errors="replace").splitlines()
+    except CheckpointError:  # none, or none that can be read: nothing is known then
         return {}
-    lines = path.read_text(errors="replace").splitlines()
     if not lines or lines[0].strip() != "---":
         return {}
     values: dict[str, str] = {}

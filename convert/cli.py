@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -17,8 +18,9 @@ from types import FrameType
 from typing import NoReturn
 
 from moshi_mlx.checkpoints import hub, writing
+from moshi_mlx.checkpoints.disk import folders
 from moshi_mlx.checkpoints.quantization import MODES
-from moshi_mlx.checkpoints.reading import LAYOUTS, Checkpoint, open_checkpoint
+from moshi_mlx.checkpoints.reading import LAYOUTS, Checkpoint, moshi_tokenizer, open_checkpoint
 from moshi_mlx.errors import InputError, MoshiError
 from moshi_mlx.terminal.arguments import Parser
 from moshi_mlx.terminal.progress import progress
@@ -28,7 +30,6 @@ from . import card, comparing, inspecting, pipeline, recipes
 from .pipeline import Options, Outcome
 
 PROGRAM = "moshi_mlx.convert"
-MOSHI_TOKENIZER = "hf://kyutai/moshiko-pytorch-bf16/tokenizer_spm_32k_3.model"
 EPILOG = """\
 commands:
   inspect FOLDER                         layout, sizes, bits by layer, bytes, checksums, what would load it
@@ -52,6 +53,16 @@ def _size(text: str) -> int:
     return int(value * 1e9)
 
 
+def _factor(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a finite number")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         f"python -m {PROGRAM}", description="Convert and quantize: any Moshi checkpoint in, any layout out.",
@@ -70,7 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=tuple(pipeline.DTYPES), help="type of what is not quantized (default: the source's)")
     add("--lora", type=Path, metavar="FILE", help="adapters in Kyutai's layout to merge (default: those of the config)")
     add(
-        "--lora-scaling", type=float, metavar="X", help="their factor (default: lora_scaling of the config beside them)"
+        "--lora-scaling",
+        type=_factor,
+        metavar="X",
+        help="their factor (default: lora_scaling of the config beside them)",
     )
     add("--generation", type=int, choices=(1, 2), default=1,
         help="with --to kyutai: attention names as published (1), or of newer versions of moshi (2)")  # fmt: skip
@@ -100,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"{PROGRAM}: error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted, nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"{PROGRAM}: interrupted, {stop if str(stop) else 'nothing was written'}", file=sys.stderr)
         return 130
 
 
@@ -127,9 +141,14 @@ def convert(arguments: argparse.Namespace) -> int:
     _check_flags(arguments)
     path = arguments.mlx_path
     if not arguments.dry_run:
-        writing.refuse_existing(path, arguments.overwrite)
-    source = open_checkpoint(hub.local_folder(arguments.hf_path))
-    outcome = pipeline.prepare(source, _options(arguments, source))
+        folders.refuse_existing(path, arguments.overwrite)
+    if arguments.upload_repo:
+        hub.check_login(arguments.upload_repo)
+    source = open_checkpoint(hub.local_folder(arguments.hf_path, more=("README.md", *pipeline.PROCESSORS)))
+    options = _options(arguments, source)
+    if not arguments.dry_run:
+        folders.refuse_inside(path, *_read_files(source, options))
+    outcome = pipeline.prepare(source, options)
     origin = card.origin_of(arguments.hf_path, source.folder)
     text = card.card(arguments.to, origin, outcome.quantized)
     plan = outcome.plan._replace(small={"README.md": text.encode(), **outcome.plan.small})
@@ -146,6 +165,13 @@ def convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _read_files(source: Checkpoint, options: Options) -> list[Path]:
+    """All that a conversion reads."""
+    parts = [source.folder, source.tokenizer, options.tokenizer, options.lora]
+    parts += [*source.language.files.values(), *source.mimi.files.values()]
+    return [path for path in dict.fromkeys(parts) if path]
+
+
 def _check_flags(arguments: argparse.Namespace) -> None:
     """Flags that only mean something beside others: one that would be read by nobody is refused."""
     if arguments.quantize and arguments.dequantize:
@@ -157,16 +183,16 @@ def _check_flags(arguments: argparse.Namespace) -> None:
     }  # fmt: skip
     for flag, value in given.items():
         if value is not None and not arguments.quantize:
-            raise InputError(f"{flag}: has no meaning without -q")
+            raise InputError(f"{flag}: needs -q")
     if arguments.quantize:  # before anything is downloaded
         usual = recipes.general(arguments.q_bits, arguments.q_group_size, arguments.q_mode)
         recipes.rule_of(arguments.quant_predicate, usual, arguments.q_bits is not None)
     if arguments.generation != 1 and arguments.to != "kyutai":
-        raise InputError("--generation: has no meaning without --to kyutai")
+        raise InputError("--generation: needs --to kyutai")
     if arguments.max_shard_size != writing.MAX_SHARD_BYTES and arguments.to == "kyutai":
         raise InputError("--max-shard-size: Kyutai's PyTorch layout is one file")
     if arguments.upload_repo and arguments.dry_run:
-        raise InputError("--upload-repo: has no meaning with --dry-run")
+        raise InputError("--upload-repo: nothing is written with --dry-run, so nothing can be uploaded")
 
 
 def _options(arguments: argparse.Namespace, source: Checkpoint) -> Options:
@@ -199,9 +225,7 @@ def _tokenizer(given: Path | None, source: Checkpoint) -> Path | None:
         if not given.is_file():
             raise InputError(f"--tokenizer: no file {given}")
         return given
-    if source.tokenizer is None and source.config.vocab_size == 32000:
-        return hub.local_file(source.folder, MOSHI_TOKENIZER)
-    return None
+    return moshi_tokenizer(source)
 
 
 def _report(source: Checkpoint, outcome: Outcome, done: str) -> str:
@@ -211,5 +235,8 @@ def _report(source: Checkpoint, outcome: Outcome, done: str) -> str:
     lines += [f"  {name}  {size(count)}" for name, count in sizes.items()]
     lines.append(f"  in all {size(sum(sizes.values()))}")
     lines += [f"  {line}" for line in inspecting.bits_lines(outcome.quantized)]
-    lines += [f"  not quantized, no whole groups: {path}" for path in inspecting.collapsed(outcome.kept)]
+    lines += [
+        f"  not quantized, rows are no multiple of the group size: {path}"
+        for path in inspecting.collapsed(outcome.kept)
+    ]
     return "\n".join(lines)

@@ -8,7 +8,9 @@ the tokens that A drew.
 
 from __future__ import annotations
 
+import argparse
 import gc
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +32,7 @@ from moshi_mlx.terminal.version import install
 
 POSITIONS = 32  # of one call
 PICTURES = (".png", ".svg", ".pdf")
+MAX_TAIL = 600  # seconds
 
 
 class Talk(NamedTuple):
@@ -175,6 +178,16 @@ def picture(path: Path, streams: list[Stream], sizes: tuple[int, int], names: tu
     pyplot.close(figure)
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= MAX_TAIL:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of seconds from 0 to {MAX_TAIL}")
+    return value
+
+
 def _parser() -> Parser:
     parser = Parser(
         "python -m moshi_mlx.convert compare", description="How far model B is from model A over the same tokens."
@@ -182,6 +195,8 @@ def _parser() -> Parser:
     parser.add_argument("a", metavar="A", help="folder or hub id; it hears the sound and talks")
     parser.add_argument("b", metavar="B", help="folder or hub id")
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="what the user says")
+    parser.add_argument("--tail", type=_seconds, default=3.0, metavar="SECONDS",
+        help="silence after it, in which A answers (default: 3)")  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="FILE", help="the picture (default: compare.png)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what A draws (default: 0)")
     return parser
@@ -195,7 +210,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--seed: got {arguments.seed}, expected a whole number from 0 to 2**64 - 1")
     if not arguments.input.is_file():
         raise InputError(f"{arguments.input}: no such sound file")
-    said, results, sizes = _ask((arguments.a, arguments.b), arguments.input, arguments.seed)
+    said, results, sizes = _ask((arguments.a, arguments.b), arguments.input, arguments.tail, arguments.seed)
     streams = figures(results[0], results[1], said)
     print(table(streams, (sizes[0], sizes[1]), said.inputs.shape[1]))
     if plot:
@@ -206,7 +221,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _ask(names: tuple[str, str], path: Path, seed: int) -> tuple[Talk, list[list[np.ndarray]], list[int]]:
+def _ask(names: tuple[str, str], path: Path, tail: float, seed: int) -> tuple[Talk, list[list[np.ndarray]], list[int]]:
     """The talk of the first model, and of both their distributions and bytes; one is in memory at a time."""
     results, sizes = [], []
     said, wanted = None, None
@@ -215,6 +230,7 @@ def _ask(names: tuple[str, str], path: Path, seed: int) -> tuple[Talk, list[list
         if said is None:
             config, wanted = model.config.audio_encoder_config, _sizes(model)
             sound = files.read_sound(path, config.sampling_rate)
+            sound = np.pad(sound, (0, round(tail * config.sampling_rate)))
             said = talk(model, np.pad(sound, (0, -len(sound) % config.frame_size)), seed)
         elif _sizes(model) != wanted:
             raise InputError(f"{name}: has other streams or vocabularies than {names[0]}, so they cannot be compared")
@@ -244,4 +260,7 @@ def _plot_path(asked: Path | None) -> Path | None:
     path = asked or Path("compare.png")
     if path.suffix not in PICTURES:
         raise InputError(f"--plot: got {path}, expected a name that ends in {', '.join(PICTURES)}")
+    there = path if os.path.lexists(path) else path.parent
+    if not os.path.isdir(path.parent) or os.path.isdir(path) or not os.access(there, os.W_OK):
+        raise InputError(f"--plot: {path} cannot be written; choose another place")
     return path

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moshi_mlx.checkpoints import hub
 from moshi_mlx.checkpoints.quantization import PARTS, Quantization
-from moshi_mlx.checkpoints.reading import LAYOUTS, Checkpoint, open_checkpoint
+from moshi_mlx.checkpoints.reading import LAYOUTS, Checkpoint, open_checkpoint, read_tokenizer
 from moshi_mlx.checkpoints.safetensors import FLOATS
 from moshi_mlx.checkpoints.writing import NAMED_QUANTIZATIONS
 from moshi_mlx.terminal.arguments import Parser
@@ -48,9 +48,10 @@ def bits_lines(quantized: Mapping[str, Quantization | None]) -> list[str]:
 
 def readers(checkpoint: Checkpoint) -> list[str]:
     """The programs that would load it, and those that would not, with the reason."""
-    if checkpoint.lora.get("lora_name") or checkpoint.lora.get("lora"):
+    if checkpoint.lora:
         return ["moshi_mlx: no, the LoRA is not merged yet (python -m moshi_mlx.convert merges it)"]
-    lines = ["moshi_mlx: yes, python -m moshi_mlx.local --model FOLDER"]
+    text = "" if checkpoint.tokenizer else " (without text: it has no sentencepiece tokenizer)"
+    lines = [f"moshi_mlx: yes, python -m moshi_mlx.local --model FOLDER{text}"]
     if checkpoint.layout == "huggingface":
         return [*lines, "transformers: yes, MoshiForConditionalGeneration.from_pretrained"]
     if checkpoint.layout == "kyutai":
@@ -128,6 +129,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--no-checksum", action="store_true", help="do not read the files for their checksums")
     arguments = parser.parse_args(argv)
     checkpoint = open_checkpoint(hub.local_folder(arguments.folder))
+    if checkpoint.tokenizer:
+        read_tokenizer(checkpoint.tokenizer, checkpoint.config)
     print("\n".join([f"{checkpoint.folder}", *describe(checkpoint), *readers(checkpoint)]))
     parts = (checkpoint.language.files, checkpoint.mimi.files)
     files = list(dict.fromkeys(file for part in parts for file in part.values()))

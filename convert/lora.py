@@ -15,13 +15,14 @@ import mlx.core as mx
 import numpy as np
 
 from moshi_mlx.checkpoints import translation
-from moshi_mlx.checkpoints.files import read_json
+from moshi_mlx.checkpoints.disk.files import read_json
 from moshi_mlx.checkpoints.names import CONFIG_NAME
 from moshi_mlx.checkpoints.safetensors import Tensor, TensorInfo, as_mx, as_stored, code_of, mx_type, stored
-from moshi_mlx.errors import CheckpointError, InputError
+from moshi_mlx.errors import CheckpointError, ConfigError, InputError, brief
 from moshi_mlx.models.config import MoshiConfig
 
 A, B = ".lora_A.weight", ".lora_B.weight"
+MAX_SCALING = 1e30  # beyond it float32, in which adapters are merged, overflows
 
 
 def settings(path: Path, of_source: Mapping[str, Any], scaling: float | None) -> tuple[float, int | None]:
@@ -30,13 +31,19 @@ def settings(path: Path, of_source: Mapping[str, Any], scaling: float | None) ->
     said = beside if "lora_scaling" in beside else of_source
     scaling = said.get("lora_scaling") if scaling is None else scaling
     rank = said.get("lora_rank")
-    if isinstance(scaling, bool) or not isinstance(scaling, (int, float)):
+    if scaling is not None and not _finite(scaling):
+        raise ConfigError(f"{path.parent / CONFIG_NAME}: key 'lora_scaling' is {brief(scaling)}, expected a number")
+    if scaling is None:
         raise InputError(
             f"{path}: no config.json beside it or in the source says lora_scaling; give the factor by --lora-scaling"
         )
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
-        raise InputError(f"{path.parent / CONFIG_NAME}: key 'lora_rank' is {rank!r}, expected a whole number")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise InputError(f"{path.parent / CONFIG_NAME}: key 'lora_rank' is {brief(rank)}, expected a whole number")
     return float(scaling), rank
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_SCALING
 
 
 def merged(
@@ -63,10 +70,13 @@ def merged(
         elif found:
             _check_pair(path, pair, found, adapters, shapes[theirs], rank)
             down, up = (adapters[name] for name in pair)
-            result |= {name: _sum(weights[name], down, up, scaling, dtype) for name in piece.mlx}
+            what = f"{path}: tensor {pair[0]!r}"
+            result |= {name: _sum(what, weights[name], down, up, scaling, dtype) for name in piece.mlx}
     left = sorted(set(adapters) - used)
     if left:
-        raise CheckpointError(f"{path}: tensor {left[0]!r} belongs to no layer of this model; is it another base's?")
+        raise CheckpointError(
+            f"{path}: tensor {brief(left[0])} belongs to no layer of this model; is it another base's?"
+        )
     return result
 
 
@@ -87,17 +97,20 @@ def _check_pair(
         raise CheckpointError(f"{path}: tensor {found[0]!r} has no partner {partner!r}")
     if found != pair:
         raise CheckpointError(f"{path}: tensor {found[0]!r} is there whole and as adapters; expected one of them")
-    rank = rank or adapters[pair[0]].info.shape[0]
+    rank = rank or next(iter(adapters[pair[0]].info.shape), 0)
     _expect(path, pair[0], adapters[pair[0]], (rank, base[1]))
     _expect(path, pair[1], adapters[pair[1]], (base[0], rank))
 
 
-def _sum(weight: Tensor, down: Tensor, up: Tensor, scaling: float, dtype: mx.Dtype | None) -> Tensor:
+def _sum(what: str, weight: Tensor, down: Tensor, up: Tensor, scaling: float, dtype: mx.Dtype | None) -> Tensor:
     info = TensorInfo(code_of(dtype) if dtype else weight.info.dtype, weight.info.shape)
 
     def read() -> np.ndarray:
         w, a, b = (as_mx(t.read(), t.info.dtype).astype(mx.float32) for t in (weight, down, up))
-        return as_stored((w + scaling * (b @ a)).astype(mx_type(info.dtype)))
+        result = (w + scaling * (b @ a)).astype(mx_type(info.dtype))
+        if not mx.isfinite(result).all():
+            raise CheckpointError(f"{what}: merged with the factor {scaling} it gives NaN or infinite weights")
+        return as_stored(result)
 
     return Tensor(info, read)
 

@@ -15,10 +15,21 @@ import mlx.core as mx
 import numpy as np
 
 from moshi_mlx.checkpoints import layouts, quantization, writing
+from moshi_mlx.checkpoints.disk.files import read_bytes
 from moshi_mlx.checkpoints.filling import language_shapes
 from moshi_mlx.checkpoints.quantization import PARTS, Quantization
 from moshi_mlx.checkpoints.reading import Checkpoint, read_tokenizer
-from moshi_mlx.checkpoints.safetensors import FLOATS, Block, Tensor, TensorInfo, as_mx, as_stored, code_of, mx_type
+from moshi_mlx.checkpoints.safetensors import (
+    FLOATS,
+    Block,
+    Tensor,
+    TensorInfo,
+    as_mx,
+    as_stored,
+    code_of,
+    info_of,
+    mx_type,
+)
 from moshi_mlx.checkpoints.writing import Contents, Plan, plain_blocks
 from moshi_mlx.errors import InputError
 
@@ -66,7 +77,7 @@ def prepare(checkpoint: Checkpoint, options: Options) -> Outcome:
     tokenizer = options.tokenizer or checkpoint.tokenizer
     if tokenizer:
         read_tokenizer(tokenizer, checkpoint.config)
-        contents = contents._replace(tokenizer=tokenizer.read_bytes())
+        contents = contents._replace(tokenizer=read_bytes(tokenizer))
     if options.to == "huggingface":
         plan = writing.plan_huggingface(contents, weights, options.max_shard_bytes)
         return Outcome(plan._replace(small={**_processors(checkpoint), **plan.small}), {}, [])
@@ -89,7 +100,7 @@ def _processors(checkpoint: Checkpoint) -> dict[str, bytes]:
     """What a folder in Hugging Face's layout has for its users besides the model."""
     if checkpoint.layout != "huggingface":
         return {}
-    return {path.name: path.read_bytes() for name in PROCESSORS if (path := checkpoint.folder / name).is_file()}
+    return {path.name: read_bytes(path) for name in PROCESSORS if (path := checkpoint.folder / name).is_file()}
 
 
 def _transformed(checkpoint: Checkpoint, options: Options) -> dict[str, Tensor]:
@@ -99,7 +110,7 @@ def _transformed(checkpoint: Checkpoint, options: Options) -> dict[str, Tensor]:
         scaling, rank = lora.settings(options.lora, checkpoint.lora, options.lora_scaling)
         weights = lora.merged(weights, checkpoint.config, options.lora, scaling, rank, dtype)
     if dtype:
-        weights = {name: cast(tensor, dtype) for name, tensor in weights.items()}
+        weights = {name: cast(name, tensor, dtype) for name, tensor in weights.items()}
     if options.dequantize:
         shapes = language_shapes(checkpoint.config)
         weights = dequantized(weights, quantization.of_all(_infos(weights), shapes, str(checkpoint.folder)))
@@ -145,14 +156,23 @@ def _ordered(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]
     return {name: weights[name] for name in names if name in weights}
 
 
-def cast(tensor: Tensor, dtype: mx.Dtype) -> Tensor:
-    """A tensor of floats as another type; of other types as it is."""
+def cast(name: str, tensor: Tensor, dtype: mx.Dtype) -> Tensor:
+    """A tensor of floats as another type; of other types as it is.
+
+    Reading it raises InputError where a value is beyond the type's range.
+    """
     info = tensor.info
     if info.dtype not in FLOATS or info.dtype == code_of(dtype):
         return tensor
-    return Tensor(
-        TensorInfo(code_of(dtype), info.shape), lambda: as_stored(as_mx(tensor.read(), info.dtype).astype(dtype))
-    )
+
+    def read() -> np.ndarray:
+        value = as_mx(tensor.read(), info.dtype)
+        result = value.astype(dtype)
+        if not mx.array_equal(mx.isfinite(value), mx.isfinite(result)):
+            raise InputError(f"--dtype: tensor {name!r} has values beyond the range of {info_of(result).dtype}")
+        return as_stored(result)
+
+    return Tensor(TensorInfo(code_of(dtype), info.shape), read)
 
 
 def dequantized(weights: Mapping[str, Tensor], kinds: Mapping[str, Quantization | None]) -> dict[str, Tensor]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from moshi_mlx.checkpoints import layouts
+from moshi_mlx.checkpoints.disk.files import check_depth, read_text
 from moshi_mlx.checkpoints.quantization import MODES, Quantization, checked
-from moshi_mlx.errors import ConfigError, InputError
+from moshi_mlx.errors import ConfigError, InputError, brief, clipped
 from moshi_mlx.models.config import MoshiConfig
 
 if sys.version_info >= (3, 11):
@@ -57,20 +58,23 @@ class _patterns:
 
     def __init__(self, path: Path, usual: Quantization) -> None:
         try:
-            values = tomllib.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read as TOML ({error})") from error
+            values = tomllib.loads(read_text(path, InputError))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path}: cannot be read as TOML ({clipped(str(error))})") from error
+        check_depth(values, path, InputError)
         self.path, self.usual, self.used = path, usual, set[str]()
         self.kinds = {pattern: self._kind(pattern, value) for pattern, value in values.items()}
 
     def _kind(self, pattern: str, value: Any) -> Quantization | None:
-        where = f"{self.path}: {pattern!r}"
+        where = f"{self.path}: {brief(pattern)}"
         if value is False:
             return None
         table = {"bits": value} if isinstance(value, int) and not isinstance(value, bool) else value
         if not isinstance(table, dict) or set(table) - {"bits", "group_size", "mode"}:
             raise InputError(
-                f"{where}: got {value!r}, expected a number of bits, false, or {{bits = 4, group_size = 32, "
+                f"{where}: got {brief(value)}, expected a number of bits, false, or {{bits = 4, group_size = 32, "
                 'mode = "affine"}; put a pattern that has dots in quotation marks'
             )
         mode = table.get("mode", self.usual.mode)
@@ -87,7 +91,7 @@ class _patterns:
     def finish(self) -> None:
         unused = [pattern for pattern in self.kinds if pattern not in self.used]
         if unused:
-            raise InputError(f"{self.path}: {unused[0]!r} matches no matrix that another pattern has not had before it")
+            raise InputError(f"{self.path}: {brief(unused[0])} matches no matrix that earlier patterns left")
 
 
 def assign(

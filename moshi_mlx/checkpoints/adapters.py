@@ -8,6 +8,7 @@ of the product stands beside the tensors: `scale` of adapter_config.json, or `lo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,19 +16,23 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, brief, clipped, require
 from ..models.config import MoshiConfig
 from ..models.layers.linear import Embedding, Linear, QuantizedEmbedding, resting
 from ..models.moshi import Moshi
 from . import translation
-from .files import read_json
+from .disk.files import read_json
 from .filling import module_at
 from .hub import local_folder
+from .keys import Keys
 from .layouts import Row, join, kyutai_mlx, linear
+from .names import ADAPTER_CONFIG_NAME, ADAPTER_NAME, KYUTAI_ADAPTER_NAME
+from .names import CONFIG_NAME as MODEL_CONFIG_NAME
 from .safetensors import FLOATS, load_lazily, read_header
 
-FILE_NAME, CONFIG_NAME = "adapters.safetensors", "adapter_config.json"
-KYUTAI_FILE_NAME, KYUTAI_CONFIG_NAME = "lora.safetensors", "config.json"
+FILE_NAME, KYUTAI_FILE_NAME = ADAPTER_NAME, KYUTAI_ADAPTER_NAME
+CONFIG_NAME, KYUTAI_CONFIG_NAME = ADAPTER_CONFIG_NAME, MODEL_CONFIG_NAME
+MAX_SCALE = 1e6
 DEFAULT_SCALE = 2.0  # Kyutai's, where nothing says otherwise (moshi/models/loaders.py)
 A, B = ".lora_A.weight", ".lora_B.weight"
 Tensors = dict[str, mx.array]
@@ -141,27 +146,29 @@ def read(path_or_hub_id: str | Path, config: MoshiConfig) -> Adapter:
 
     Raises CheckpointError or ConfigError, naming the file.
     """
-    path = Path(path_or_hub_id).expanduser()
-    if not path.is_file():
-        folder = local_folder(path_or_hub_id)
-        found = [folder / name for name in (FILE_NAME, KYUTAI_FILE_NAME) if (folder / name).is_file()]
+    path = Path(os.path.expanduser(path_or_hub_id) if isinstance(path_or_hub_id, (str, os.PathLike)) else "")
+    if not os.path.lexists(path) or os.path.isdir(path):
+        folder = local_folder(path_or_hub_id, only="adapter")
+        found = [folder / name for name in (FILE_NAME, KYUTAI_FILE_NAME) if os.path.lexists(folder / name)]
         if not found:
             raise CheckpointError(f"{folder}: holds no adapter, expected {FILE_NAME} or Kyutai's {KYUTAI_FILE_NAME}")
         path = found[0]
     for name, info in read_header(path).items():
-        if info.dtype not in FLOATS:
-            raise CheckpointError(f"{path}: tensor {name!r} has the type {info.dtype}, expected a float")
+        if info.dtype not in FLOATS or len(info.shape) != 2 or 0 in info.shape:
+            got = f"{info.dtype} of shape {clipped(str(list(info.shape)))}"
+            raise CheckpointError(f"{path}: tensor {brief(name)} is {got}, expected a matrix of floats")
     return Adapter(path, _split_fused(load_lazily(path), config), _scale(path.parent))
 
 
 def _scale(folder: Path) -> float:
     for name, key in ((CONFIG_NAME, "scale"), (KYUTAI_CONFIG_NAME, "lora_scaling")):
-        values = read_json(folder / name) if (folder / name).is_file() else {}
-        scale = (values.get("lora_parameters") or {} if name == CONFIG_NAME else values).get(key)
+        keys = Keys(read_json(folder / name) if os.path.lexists(folder / name) else {}, str(folder / name))
+        if name == CONFIG_NAME:
+            keys = Keys(keys.take("lora_parameters", dict, {}), f"{folder / name}: lora_parameters")
+        scale = keys.take(key, float, None)
         if scale is not None:
-            if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-                raise ConfigError(f"{folder / name}: key {key!r} is {scale!r}, expected a number")
-            return float(scale)
+            require(abs(scale) < MAX_SCALE, f"{keys.where}: key {key!r} is {scale}, expected a factor of common size")
+            return scale
     return DEFAULT_SCALE
 
 
@@ -215,7 +222,7 @@ def updates(model: Moshi, adapter: Adapter) -> dict[str, tuple[mx.array, mx.arra
                 raise CheckpointError(f"{adapter.path}: tensor {missing[0]!r} is missing")
             found[path] = _update(model, path, theirs, {name: left.pop(name) for name in names}, adapter.path)
     if left or not found:
-        what = f"tensor {min(left)!r} has no place in this model" if left else "holds no adapter's tensors"
+        what = f"tensor {brief(min(left))} has no place in this model" if left else "holds no adapter's tensors"
         raise CheckpointError(f"{adapter.path}: {what}; an adapter belongs to the base that it was trained on")
     return found
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..errors import CheckpointError, ConfigError, InputError, brief
 from ..models.config import MimiConfig, MoshiConfig
 from ..models.sampling import Sampling
-from .files import inside, read_json, regular
+from .disk.files import inside, read_json, regular
 from .hub import local_file
 from .keys import Keys, made
 from .kyutai_config import mimi_fields, moshi_fields

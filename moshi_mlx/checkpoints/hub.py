@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError, InputError, MoshiError, brief, clipped
-from .files import inside, read_json
+from .disk.files import inside, read_json
 from .names import CONFIG_NAME, INDEX_NAME, SMALL, needed, needed_of_adapter
 
 TIMEOUT = 10.0  # seconds, for the list of a repository's files

@@ -16,9 +16,10 @@ from ..errors import CheckpointError, ConfigError, brief, clipped
 from ..models.config import PRESETS, MimiConfig, MoshiConfig
 from ..models.moshi import Moshi
 from . import huggingface_config, kyutai_config, layouts, quantization, translation
-from .files import read_bytes
+from .disk.files import read_bytes
 from .filling import fill, language_shapes, mimi_shapes
 from .finding import Found, config_of, find_huggingface, find_kyutai, sampling_defaults, stored_in
+from .hub import local_file
 from .keys import made
 from .names import CONFIG_NAME
 from .quantization import Quantization
@@ -27,6 +28,9 @@ from .sizes import check_codec_sizes, check_sizes, sizes_of, sizes_of_preset
 from .translation import Piece
 
 M = TypeVar("M", bound=Moshi)
+MOSHI_TOKENIZER = "hf://kyutai/moshiko-pytorch-bf16/tokenizer_spm_32k_3.model"
+MOSHI_PIECES = 32000
+FLOAT_TYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 LAYOUTS = {"mlx": "Kyutai MLX", "kyutai": "Kyutai PyTorch", "huggingface": "Hugging Face"}
 
 
@@ -66,7 +70,7 @@ class Checkpoint(NamedTuple):
 
 def build(checkpoint: Checkpoint, dtype: mx.Dtype | None, kind: type[M]) -> M:
     """The model of a checkpoint; a parameter is read from its file only when it is evaluated. Raises ConfigError."""
-    check_dtype(dtype)
+    kind_of_floats = check_dtype(dtype)
     for key in ("lora_name", "lora"):
         if checkpoint.lora.get(key):
             raise ConfigError(
@@ -74,7 +78,7 @@ def build(checkpoint: Checkpoint, dtype: mx.Dtype | None, kind: type[M]) -> M:
                 "merge the LoRA into its base first: python -m moshi_mlx.convert"
             )
     model = kind(checkpoint.config)
-    fill(model, list(layouts.kyutai_mlx(checkpoint.config)), checkpoint.language.load(), dtype)
+    fill(model, list(layouts.kyutai_mlx(checkpoint.config)), checkpoint.language.load(), kind_of_floats)
     # Published files are float32, and half the precision would be other codes: smaller files are widened once, here.
     codec = list(layouts.mimi(checkpoint.config.audio_encoder_config))
     fill(model.audio_encoder, codec, checkpoint.mimi.load(), mx.float32)
@@ -85,9 +89,20 @@ def build(checkpoint: Checkpoint, dtype: mx.Dtype | None, kind: type[M]) -> M:
     return model
 
 
-def check_dtype(dtype: mx.Dtype | None) -> None:
-    if dtype is not None and not mx.issubdtype(dtype, mx.floating):
-        raise ConfigError(f"dtype: got {dtype}, expected a floating type such as mlx.core.bfloat16")
+def check_dtype(dtype: Any) -> mx.Dtype | None:
+    """The type that is asked for, by MLX's, NumPy's or PyTorch's type or by its name; None for "auto".
+
+    Raises ConfigError for what is no type that a model can be run in.
+    """
+    if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
+        return None
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or str(dtype)
+    for prefix in ("mlx.core.", "torch."):
+        name = name.removeprefix(prefix)
+    if name not in FLOAT_TYPES:
+        names = ", ".join(FLOAT_TYPES)
+        raise ConfigError(f"dtype: got {brief(dtype)}, expected a floating type such as mlx.core.bfloat16: {names}")
+    return FLOAT_TYPES[name]
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -129,7 +144,8 @@ def _layout(tensors: Mapping[str, Tensor], where: Path) -> str:
             return layout
     raise CheckpointError(
         f"{where}: tensors of an unknown layout (the first is {brief(min(tensors, default='missing'))}); expected "
-        "Kyutai's PyTorch layout (emb.0.weight, ...) or MLX layout (audio_embs.0.weight, ...), or Hugging Face's config.json"
+        "Kyutai's PyTorch layout (emb.0.weight, ...) or MLX layout (audio_embs.0.weight, ...), or Hugging Face's "
+        "config.json"
     )
 
 
@@ -238,6 +254,13 @@ def _config(found: Found, layout: str, tensors: Mapping[str, Tensor], folder: Pa
         f"{folder}: no known model has these sizes ({listed}), so its heads, delays and context cannot be told; "
         f"put a {CONFIG_NAME} there"
     )
+
+
+def moshi_tokenizer(checkpoint: Checkpoint) -> Path | None:
+    """Kyutai's own tokenizer for a model of Moshi's vocabulary that has none. Raises CheckpointError."""
+    if checkpoint.tokenizer is None and checkpoint.config.vocab_size == MOSHI_PIECES:
+        return local_file(checkpoint.folder, MOSHI_TOKENIZER)
+    return None
 
 
 def read_tokenizer(path: Path, config: MoshiConfig) -> Any:

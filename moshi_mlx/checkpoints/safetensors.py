@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError, brief, clipped
-from .files import regular
+from .disk.files import regular
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,

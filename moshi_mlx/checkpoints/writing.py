@@ -5,12 +5,9 @@ Nothing larger than one block of tensors is in memory while a plan is carried ou
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +21,7 @@ from ..models.config import MimiConfig, MoshiConfig
 from ..models.moshi import Moshi
 from ..terminal.sizes import size
 from . import huggingface_config, kyutai_config, quantization, translation
+from .disk.folders import new_folder, write_small
 from .filling import language_shapes, language_tensors_of, mimi_tensors_of
 from .finding import SAMPLING_NAMES
 from .names import CONFIG_NAME, INDEX_NAME, MIMI_CONFIG_NAME, MIMI_NAME, SAMPLING_NAME, TOKENIZER_NAME
@@ -223,70 +221,7 @@ def carry_out(
         for name, blocks in plan.weights.items():
             write_file(folder / name, blocks, plan.metadata, progress)
         for name, content in plan.small.items():
-            (folder / name).write_bytes(content)
-
-
-@contextlib.contextmanager
-def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `path` when all is well, and is removed when not.
-
-    Until then it lies beside it under a hidden name, so that what is killed leaves nothing that looks whole; the
-    next run clears that away. Raises as `carry_out`.
-    """
-    path = Path(os.path.abspath(path))
-    refuse_existing(path, overwrite)
-    partial = path.parent / f".{path.name}.partial"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(partial, path):
-            try:
-                yield partial
-                _take_place(partial, path, overwrite)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}; nothing is left of it") from error
-
-
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raises InputError where there is something at `path` that is not to be replaced."""
-    if os.path.lexists(path) and not overwrite:
-        raise InputError(f"{path}: exists already; choose another path, or replace it with --overwrite")
-    if os.path.lexists(path) and not (path.is_dir() and _is_checkpoint(path)):
-        raise InputError(f"{path}: is not the folder of a checkpoint, so it is not overwritten; choose another path")
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return (path / CONFIG_NAME).is_file() or any(path.glob("*.safetensors")) or not any(path.iterdir())
-
-
-@contextlib.contextmanager
-def _lock(partial: Path, path: Path) -> Iterator[None]:
-    """The empty folder `partial`, ours alone: what a killed run has left in it is removed."""
-    lock = partial.with_suffix(".lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{path}: another process is writing it; wait for its end") from error
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def _take_place(partial: Path, path: Path, overwrite: bool) -> None:
-    """Rename: of a folder that is replaced, the old one is removed only when the new one stands in its place."""
-    refuse_existing(path, overwrite)
-    old = partial.with_suffix(".old")
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-    partial.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+            write_small(folder / name, content)
 
 
 def save(

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..checkpoints import finding, huggingface_config, layouts, translation, writing
-from ..checkpoints.files import read_json
+from ..checkpoints.disk.files import read_json
 from ..checkpoints.filling import fill, language_shapes, mimi_shapes
 from ..checkpoints.finding import stored_in, weights_of
 from ..checkpoints.hub import local_folder
@@ -149,7 +149,7 @@ def _helium_file(folder: Path) -> Path | None:
 
 
 def _helium(kind: type[L], path: Path, config: MoshiConfig | None, dtype: mx.Dtype | None) -> L:
-    check_dtype(dtype)
+    dtype = check_dtype(dtype)
     tensors = stored(path)
     config = config or _helium_config(path)
     part = Part(tensors, [], dict.fromkeys(tensors, path))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoints.files import read_json
+from ..checkpoints.disk.files import read_json
 from ..checkpoints.safetensors import load_lazily
 from ..errors import CheckpointError, ConfigError, InputError
 from .prepare import INDEX

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, ConfigError, MoshiError, brief, clipped
+from ...errors import CheckpointError, ConfigError, MoshiError, brief, clipped
 
 MAX_TEXT_BYTES = 2**25  # of a JSON or TOML file; the largest index that is published takes a megabyte
 MAX_DEPTH = 50  # of objects within objects

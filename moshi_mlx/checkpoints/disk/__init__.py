@@ -1,0 +1,1 @@
+"""Files that are read with care, and folders that are written whole or not at all."""
