@@ -154,9 +154,11 @@ def read(path_or_hub_id: str | Path, config: MoshiConfig) -> Adapter:
             raise CheckpointError(f"{folder}: holds no adapter, expected {FILE_NAME} or Kyutai's {KYUTAI_FILE_NAME}")
         path = found[0]
     for name, info in read_header(path).items():
-        if info.dtype not in FLOATS or len(info.shape) != 2 or 0 in info.shape:
-            got = f"{info.dtype} of shape {clipped(str(list(info.shape)))}"
-            raise CheckpointError(f"{path}: tensor {brief(name)} is {got}, expected a matrix of floats")
+        what = f"{path}: tensor {brief(name)}"
+        if info.dtype not in FLOATS:
+            raise CheckpointError(f"{what} has the type {info.dtype}, expected a float")
+        if len(info.shape) != 2 or 0 in info.shape:
+            raise CheckpointError(f"{what} has the shape {clipped(str(list(info.shape)))}, expected a matrix")
     return Adapter(path, _split_fused(load_lazily(path), config), _scale(path.parent))
 
 

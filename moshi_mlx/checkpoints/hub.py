@@ -155,7 +155,8 @@ def check_login(repo: str) -> None:
     try:
         HfApi().whoami()
     except Exception as error:  # as in _fetch
-        raise InputError(f"--upload-repo: {_explained(repo, error)}") from error
+        said = _reason(error)
+        raise InputError(f"--upload-repo: {repo}: the hub does not say who is logged in ({said}); {LOG_IN}") from error
 
 
 def upload(folder: Path, repo: str) -> str:

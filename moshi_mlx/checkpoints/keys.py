@@ -10,6 +10,9 @@ from ..errors import ConfigError, brief, clipped
 T = TypeVar("T")
 
 _MISSING = object()
+_WORDS: dict[type, str] = {
+    int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "an object",
+}  # fmt: skip
 
 
 class Keys:
@@ -27,13 +30,13 @@ class Keys:
         """The value of a key, of a kind. Raises ConfigError where it is of another, or missing without a default."""
         value = self._left.pop(key, default)
         if value is _MISSING:
-            got = f"is None, expected {kind.__name__}" if key in self._null else "is missing"
+            got = f"is None, expected {_WORDS[kind]}" if key in self._null else "is missing"
             raise ConfigError(f"{self.where}: key {key!r} {got}")
         if value is default:
             return value
         accepted = (int, float) if kind is float else (kind,)
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, accepted):
-            raise ConfigError(f"{self.where}: key {key!r} is {brief(value)}, expected {kind.__name__}")
+            raise ConfigError(f"{self.where}: key {key!r} is {brief(value)}, expected {_WORDS[kind]}")
         return self._as_float(key, cast(float, value)) if kind is float else value
 
     def _as_float(self, key: str, value: float) -> float:

@@ -69,7 +69,7 @@ def test_compare(checkpoint, speech, tmp_path, capsys):
         assert cli.main(["compare", str(a), str(other), "--input", str(speech), "--plot", str(picture)]) == 0
         lines = capsys.readouterr().out.splitlines()
         rows[other] = {line[:12].strip(): line[12:].split() for line in lines[1:10]}
-        assert "26 positions; weights A" in lines[10]
+        assert "64 positions; weights A" in lines[10]
         assert picture.read_bytes().startswith(b"\x89PNG")
     assert list(rows[a]) == ["text", *(f"codebook {n}" for n in range(8))]
     assert all(row[:2] == ["0.00000", "100.0%"] and row[2] == row[3] for row in rows[a].values())

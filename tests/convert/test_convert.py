@@ -18,7 +18,7 @@ from moshi_mlx.checkpoints import writing
 from moshi_mlx.checkpoints.quantization import Quantization
 from moshi_mlx.checkpoints.reading import open_checkpoint
 from moshi_mlx.checkpoints.safetensors import as_mx, read_header, stored
-from moshi_mlx.terminal import sizes
+from moshi_mlx.terminal.sizes import size
 
 LM = golden("lm")
 DELAY1 = {"text": LM["delay1.text"][:41], "audio": LM["delay1.audio"][:, :40]}
@@ -569,7 +569,7 @@ def test_bad_sources_are_named(hugging, tmp_path, capsys, name):
         (("-q", "--q-mode", "nvfp4", "--q-group-size", 32), "nvfp4 quantization has no group size 32, expected 16"),
         (("-q", "--quant-predicate", "mixed_1_2"), "expected one of mixed_4_8, mixed_3_6, mixed_4_6"),
         (("-q", "--quant-predicate", "mixed_4_8", "--q-bits", 4), "leave out --q-bits"),
-        (("-q", "--quant-predicate", "no.toml"), "no.toml: cannot be read"),
+        (("-q", "--quant-predicate", "no.toml"), "no.toml: no such file"),
         (("-q", "--to", "kyutai"), "has no quantized tensors"),
         (("--q-bits", 4), "--q-bits: needs -q"),
         (("--q-mode", "mxfp4"), "--q-mode: needs -q"),
@@ -653,8 +653,8 @@ def test_dry_run(wide, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
     printed = capsys.readouterr().out
     convert(wide, out, "-q")
-    size = sum(info.nbytes for info in read_header(out / "model.q4.safetensors").values())
-    assert f"model.q4.safetensors  {sizes.size(size)}" in printed
+    count = sum(info.nbytes for info in read_header(out / "model.q4.safetensors").values())
+    assert f"model.q4.safetensors  {size(count)}" in printed
     assert "affine 4 bits in groups of 32: text_emb" in printed
 
 
@@ -716,6 +716,9 @@ def test_upload(sources, tmp_path, monkeypatch, capsys):
     calls = []
 
     class Api:
+        def whoami(self):
+            return {"name": "me"}
+
         def create_repo(self, repo, exist_ok):
             calls.append((repo, exist_ok))
 
@@ -723,6 +726,7 @@ def test_upload(sources, tmp_path, monkeypatch, capsys):
             calls.append((repo_id, sorted(p.name for p in Path(folder_path).iterdir()), repo_type))
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "token")
     out = convert(sources["mlx"], tmp_path / "out", "--upload-repo", "me/moshi")
     assert calls == [("me/moshi", True), ("me/moshi", sorted(p.name for p in out.iterdir()), "model")]
     assert "uploaded to https://huggingface.co/me/moshi" in capsys.readouterr().out
@@ -733,7 +737,26 @@ def test_upload(sources, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Api, "create_repo", refused)
     flags = ["--hf-path", str(sources["mlx"]), "--mlx-path", str(tmp_path / "b"), "--upload-repo", "me/moshi"]
     assert cli.main(flags) == 2
-    assert "me/moshi: cannot upload (401: no token); what was written is in" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "me/moshi: cannot upload (401: no token); what was written is in" in error
+    assert f"`hf upload me/moshi {tmp_path / 'b'}`" in error
+
+
+def test_upload_looks_for_the_login_before_it_converts(checkpoint, tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    assert "nobody is logged in" in fails(capsys, checkpoint(), tmp_path / "out", "--upload-repo", "me/moshi")
+
+    def refused(self):
+        raise OSError("401 Client Error")
+
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "old")
+    monkeypatch.setattr(huggingface_hub.HfApi, "whoami", refused)
+    error = fails(capsys, tmp_path / "moshi_tiny", tmp_path / "out", "--upload-repo", "me/moshi")
+    assert "--upload-repo: me/moshi" in error
+    for name in ("moshi", "me/", "/moshi", "a/b/c"):
+        assert "expected OWNER/NAME" in fails(capsys, tmp_path / "moshi_tiny", tmp_path / "out", "--upload-repo", name)
 
 
 # --- from a model in memory -----------------------------------------------------------------------------------------
