@@ -1,6 +1,7 @@
 """Moshi, the full-duplex speech-text model, on Apple Silicon with MLX."""
 
 # isort: off
+from . import exact  # noqa: F401  before MLX computes anything
 from .terminal import starting  # noqa: F401  first: what follows takes a while, and Ctrl-C may come meanwhile
 # isort: on
 
