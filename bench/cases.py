@@ -164,18 +164,16 @@ def _state(model: MoshiForConditionalGeneration, spec: Spec) -> State:
     """Conversations whose ring is empty, half full or full; its capacity is the one that a Session has by then."""
     context = model.config.sliding_window
     position = {"empty": 0, "half": context // 2, "full": context}[spec.context]
-    capacity = ring_capacity(position + WARMUP + spec.frames, context)
+    capacity = ring_capacity(position + WARMUP + spec.frames, context, model.config.head_width, spec.kv_bits)
     state = duplex.init_state(model, list(range(spec.batch)), capacity, spec.kv_bits)
     offset = mx.full((spec.batch,), position, mx.int32)
     return {**state, "offset": offset, "temporal": {**state["temporal"], "offset": offset}}
 
 
-def ring_capacity(positions: int, context: int) -> int:
+def ring_capacity(positions: int, context: int, head_dim: int = 0, kv_bits: int | None = None) -> int:
     """Slots of a Session's ring after so many positions."""
-    capacity = session.FIRST_CAPACITY
-    while capacity < positions:
-        capacity *= 2
-    return min(capacity, context)
+    capacities = session.capacities(context, head_dim, kv_bits)
+    return next((slots for slots in capacities if slots >= positions), context)
 
 
 def public_frame(model: MoshiForConditionalGeneration, spec: Spec) -> Callable[[], Any]:

@@ -49,14 +49,14 @@ def frame_times(session: Session, config: MoshiConfig) -> Iterator[float]:
         yield 1e3 * (time.perf_counter() - start)
 
 
-def growths(times: list[float], context: int) -> list[Growth]:
+def growths(times: list[float], context: int, head_dim: int = 0, kv_bits: int | None = None) -> list[Growth]:
     """The frames that found the ring full, of a conversation whose frame n is position n + 1."""
     found = []
     for n in range(1, len(times)):
-        slots = cases.ring_capacity(n + 2, context)
-        if slots > cases.ring_capacity(n + 1, context):
-            before, after = times[max(0, n - NEIGHBOURS) : n], times[n + 1 : n + 1 + NEIGHBOURS]
-            found.append(Growth(n, slots, times[n], statistics.median(before), statistics.median(after)))
+        before, slots = (cases.ring_capacity(positions, context, head_dim, kv_bits) for positions in (n + 1, n + 2))
+        if slots > before:
+            earlier, later = times[max(0, n - NEIGHBOURS) : n], times[n + 1 : n + 1 + NEIGHBOURS]
+            found.append(Growth(n, slots, times[n], statistics.median(earlier), statistics.median(later)))
     return found
 
 
@@ -86,7 +86,7 @@ def main() -> None:
     model = moshi_mlx.load(arguments.checkpoint or cases.checkpoint(arguments.size, None))
     session = model.session(kv_bits=arguments.kv_bits)
     times = list(frame_times(session, model.config))
-    found = growths(times, model.config.sliding_window)
+    found = growths(times, model.config.sliding_window, model.config.head_width, arguments.kv_bits)
     rows = [[f"{g.frame}", f"{g.slots}", f"{g.frame_ms:.1f}", f"{g.before_ms:.1f}", f"{g.after_ms:.1f}",
              f"{g.extra:+.2f}"] for g in found]  # fmt: skip
     print(table(["frame", "slots", "its ms", "p50 before", "p50 after", "extra frames"], rows))

@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 import soundfile
 
+ROOT = Path(__file__).parents[1]
 GOLDENS = Path(__file__).parent / "goldens"
 GREEDY = {"temperature": 0, "text_temperature": 0}
 

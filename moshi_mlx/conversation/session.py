@@ -10,10 +10,12 @@ import numpy as np
 
 from ..errors import InputError
 from ..inputs import spelled_out
+from ..models.layers.cache import reads_unseen_slots
 from ..models.layers.transformer import grow
 from ..models.moshi import Moshi
 from ..models.sampling import MOSHI, SamplingSettings
 from ..models.state import State
+from ..terminal.progress import steps
 from . import duplex
 from .duplex import DuplexSampling
 from .text import TextDecoder
@@ -21,8 +23,7 @@ from .text import TextDecoder
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# Attention reads its whole ring, so a young conversation keeps a small one; each of these is compiled when reached.
-FIRST_CAPACITY = 256
+FIRST_CAPACITY = 256  # slots, where a young conversation keeps a small ring
 # What MLX may keep of freed buffers. Without a limit it took 8 GB more over a long conversation.
 BUFFER_CACHE_BYTES = 512 * 2**20
 
@@ -51,8 +52,12 @@ class Session:
     """A conversation. Made by `model.session(...)`; primed, so the first frame that it gets is seen at once.
 
     temperature (0: greedy), top_k (0: no cut), top_p (over 0 to 1) and min_p (0 to 1) are of Moshi's sound, the same
-    with `text_` before them of its text (see `Sampling`). kv_bits=8 keeps the attention cache in 8 bits. Raises
-    InputError for a setting out of range, TypeError for one that does not exist.
+    with `text_` before them of its text (see `Sampling`). kv_bits=8 keeps the attention cache in 8 bits; `context` is
+    how many frames the conversation remembers (default: the model's context, which is the most). Raises InputError for
+    a setting out of range, TypeError for one that does not exist.
+
+    Making one builds every kernel that its frames will need, which takes seconds where they are new to the machine:
+    `progress` shows a bar then, on standard error, where that is a terminal.
 
     on_text(token) is called once a frame with the sampled text token, before the depth decoder sees it: it returns
     another token to say that instead, or None to keep it. With it a frame is two evaluations, without it one. What it
@@ -68,7 +73,9 @@ class Session:
         seed: int = 0,
         *,
         kv_bits: int | None = None,
+        context: int | None = None,
         on_text: OnText | None = None,
+        progress: bool = True,
         **settings: Unpack[SamplingSettings],
     ) -> None:
         sampling = DuplexSampling.of(settings)
@@ -77,20 +84,23 @@ class Session:
         self.nonfinite_samples = 0
         """NaN and infinite samples that were replaced by silence so far."""
         self._model, self._seed, self._sampling, self._kv_bits = model, seed, sampling, kv_bits
-        whole = (duplex.step, duplex.step_codes) if on_text is None else (duplex.hear, duplex.hear_codes)
-
-        def compiled(part: Any) -> Any:
-            return mx.compile(lambda given, state: part(model, given, state, sampling))
-
-        self._step, self._step_codes, self._speak = (compiled(part) for part in (*whole, duplex.speak))
+        self.context = _checked_context(context, model.config.sliding_window)
+        """The most frames that are remembered."""
+        self._capacities = capacities(self.context, model.config.head_width, kv_bits)
+        mimi, after_codes = model.audio_encoder, duplex.step_codes if on_text is None else duplex.hear_codes
+        self._encode = mx.compile(lambda sound, state: mimi.encode_step(sound, state, model.config.user_codebooks))
+        self._step_codes, self._speak = (
+            mx.compile(lambda given, state, part=part: part(model, given, state, sampling))
+            for part in (after_codes, duplex.speak)
+        )
         self._on_text = on_text
         bound_memory()
         self.reset()
-        self._trace_ahead()
+        self._build_kernels(progress)
 
     def reset(self) -> None:
         """Begin a new conversation, the same as a new session with this one's settings and seed."""
-        self._capacity = min(FIRST_CAPACITY, self._model.config.sliding_window)
+        self._capacity = self._capacities[0]
         self._state: State = None  # freed before its successor is made
         state = duplex.init_state(self._model, [self._seed], self._capacity, self._kv_bits)
         first_token, self._state = duplex.prime(self._model, state, self._sampling)
@@ -100,15 +110,39 @@ class Session:
         # Priming samples a text token before there is a frame to hand it out with: it goes with the first.
         self._pending_text = self._text_of(int(np.array(first_token)[0]))
 
-    def _trace_ahead(self) -> None:
-        """Trace the step for every cache size to come (nothing is computed), so that no frame waits for it later."""
-        context, capacity = self._model.config.sliding_window, self._capacity
-        while capacity < context:
-            capacity = min(2 * capacity, context)
-            state = duplex.init_state(self._model, [self._seed], capacity, self._kv_bits)
-            first, state = self._step(mx.zeros((1, self.frame_size)), state)
-            if self._on_text:
-                self._speak(first, state)
+    def _build_kernels(self, progress: bool) -> None:
+        """Take a frame with every ring that the conversation will have, and begin anew.
+
+        MLX traces a step when it is first called and builds a kernel when it is first evaluated: 0.2 to 0.8 s each on
+        a Mac, some seconds altogether, which no frame may wait for.
+        """
+        with steps("compiling", len(self._capacities), progress) as built:
+            for capacity in self._capacities:
+                if capacity > self._capacity:
+                    self._grow()
+                reply, self._state = self._step(mx.zeros((1, self.frame_size)), self._state)
+                if self._on_text:
+                    reply, self._state = self._speak(reply, self._state)
+                mx.eval(reply, self._state)
+                built(1)
+        self.reset()
+
+    def fill_context(self) -> None:
+        """Go to where the whole context is full (of nothing), and a frame costs what it costs from there on.
+
+        For measuring: `reset` begins a conversation again.
+        """
+        while self._capacity < self.context:
+            self._grow()
+        offset = mx.full((1,), self.context, mx.int32)
+        self._state |= {"offset": offset, "temporal": self._state["temporal"] | {"offset": offset}}
+        mx.eval(self._state)
+        self._positions = self.context
+
+    def _step(self, sound: mx.array, state: State) -> Any:
+        """`_step_codes` from sound: encoding is traced on its own, so that both ways share all that follows."""
+        codes, encoder = self._encode(sound, state["encoder"])
+        return self._step_codes(codes[..., 0], {**state, "encoder": encoder})
 
     def step(self, pcm: Any) -> Frame:
         """One frame: pcm float [frame_size] at sample_rate, what the user says -> what Moshi says meanwhile.
@@ -147,7 +181,7 @@ class Session:
 
     def _advance(self, step: Any, given: mx.array) -> Frame:
         """The one evaluation of a frame, and its outcome on the host."""
-        if self._positions == self._capacity < self._model.config.sliding_window:
+        if self._positions == self._capacity < self.context:
             self._grow()
         reply, self._state = step(given, self._state)
         self._positions += 1
@@ -177,14 +211,37 @@ class Session:
         return int(token)
 
     def _grow(self) -> None:
-        """The cache is full and the context is not: go on with twice the slots."""
-        self._capacity = min(2 * self._capacity, self._model.config.sliding_window)
+        """The ring is full and the context is not: go on with the next larger one."""
+        self._capacity = self._capacities[self._capacities.index(self._capacity) + 1]
         self._state["temporal"] = grow(self._state["temporal"], self._capacity)
 
     def _frame(self, text_token: Any, codes: np.ndarray, sound: np.ndarray, ready: Any) -> Frame:
         token = int(text_token)
         text, self._pending_text = self._pending_text + self._text_of(token), ""
         return Frame(sound, text, token, codes) if ready else Frame(None, text, token, None)
+
+
+def capacities(context: int, head_dim: int, kv_bits: int | None = None) -> list[int]:
+    """The slots of a conversation's rings, from the first to those that hold the whole context.
+
+    Where attention reads slots that are not seen yet, small rings save a young conversation time, and a longer one
+    pays a copy of all keys and values each time that they grow. Where it skips them, growing would cost a stutter
+    and save nothing: the first ring is the last.
+    """
+    if not reads_unseen_slots(head_dim, kv_bits):
+        return [context]
+    sizes = [min(FIRST_CAPACITY, context)]
+    while sizes[-1] < context:
+        sizes.append(min(2 * sizes[-1], context))
+    return sizes
+
+
+def _checked_context(context: int | None, most: int) -> int:
+    if context is None:
+        return most
+    if not isinstance(context, (int, np.integer)) or isinstance(context, bool) or not 1 <= context <= most:
+        raise InputError(f"context: got {context!r}, expected 1 to {most} frames, or None for all of them")
+    return int(context)
 
 
 def bound_memory() -> None:

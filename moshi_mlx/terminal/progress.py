@@ -49,3 +49,16 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
     watched = sys.stderr.isatty()
     with tqdm(total=total, desc=what, unit="B", unit_scale=True, file=sys.stderr, disable=not watched) as bar:
         yield bar.update
+
+
+@contextlib.contextmanager
+def steps(what: str, total: int, shown: bool = True) -> Iterator[Callable[[int], object]]:
+    """A function to be told of every so many steps done; a bar where someone looks and it takes over a second."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, file=sys.stderr, delay=1, leave=False) as bar:
+        bar.refresh()
+        yield bar.update

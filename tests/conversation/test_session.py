@@ -1,17 +1,22 @@
 """The public face of a conversation."""
 
+import os
 import resource
+import subprocess
 import sys
+import tempfile
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers import GREEDY, check_tokens, golden, question, run_codes
+from helpers import GOLDENS, GREEDY, ROOT, check_tokens, golden, question, run_codes
 
 import moshi_mlx
 from moshi_mlx import InputError, Session
 from moshi_mlx.conversation import duplex
+from moshi_mlx.conversation import session as session_module
 from moshi_mlx.models import state
+from moshi_mlx.models.layers import cache
 
 LM = golden("lm")
 
@@ -110,6 +115,82 @@ def test_growing_traces_nothing_anew(model, monkeypatch):
     for frame in np.tile(sound, (2, 1))[:70]:  # past 8, 16, 32 and the whole context of 64
         session.step(frame)
     assert len(traces) == before
+
+
+@pytest.mark.parametrize(("on_cpu", "head_dim", "kv_bits", "expected"), [
+    (True, 128, None, [256, 512, 1000]),  # the CPU's product reads hidden keys
+    (True, 128, 8, [256, 512, 1000]),
+    (False, 128, None, [1000]),  # Metal's kernel does not
+    (False, 64, None, [1000]),
+    (False, 128, 8, [256, 512, 1000]),  # but a quantized product does
+    (False, 32, None, [256, 512, 1000]),  # and so does the fallback for heads that it has no kernel for
+])  # fmt: skip
+def test_a_ring_grows_where_attention_reads_what_it_does_not_see(monkeypatch, on_cpu, head_dim, kv_bits, expected):
+    monkeypatch.setattr("moshi_mlx.models.layers.cache.on_cpu", lambda: on_cpu)
+    assert session_module.capacities(1000, head_dim, kv_bits) == expected
+    assert session_module.capacities(100, head_dim, kv_bits) == [100]
+
+
+COUNT_KERNELS = """
+import sys, tempfile
+from pathlib import Path
+sys.path.insert(0, "tests")
+import mlx.core as mx, numpy as np
+import moshi_mlx
+from helpers import GOLDENS
+from moshi_mlx.conversation import session
+session.FIRST_CAPACITY = 4  # then 8, 16, 32 and the context of 64
+def built():
+    return {path.name for path in Path(tempfile.gettempdir()).rglob("*") if path.is_file()}
+model = moshi_mlx.load(GOLDENS / "moshi_tiny", dtype=mx.float32)
+for settings in {}, {"context": 24}, {"on_text": lambda token: token}:
+    talk = model.session(**settings)
+    before = built()
+    assert len(before) > 10  # so many are counted here
+    for n in range(70):
+        talk.step(np.full(1920, n / 70, np.float32))
+    talk.reset()
+    for n in range(70):
+        talk.step_codes(np.full(8, n % 32))
+    assert built() == before, (settings, built() - before)
+"""
+
+
+@pytest.mark.slow
+def test_making_a_session_builds_every_kernel_of_its_frames():
+    """With an empty kernel cache: on the CPU, MLX writes each kernel that it builds to the temporary folder."""
+    with tempfile.TemporaryDirectory() as empty:
+        run = [sys.executable, "-c", COUNT_KERNELS]
+        done = subprocess.run(run, env={**os.environ, "TMPDIR": empty}, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_smaller_context_is_that_window_exactly(checkpoint):
+    """The conversation of a model whose own context is 24, and of one of 64 that is asked to remember 24."""
+    small = moshi_mlx.load(checkpoint(context=24), dtype=mx.float32)
+    large = moshi_mlx.load(GOLDENS / "moshi_tiny", dtype=mx.float32)
+    expected = run_codes(small, LM["user"][:, :80])
+    assert same(run_codes(large, LM["user"][:, :80], context=24), expected)
+    assert not same(run_codes(large, LM["user"][:, :80]), expected)
+
+
+@pytest.mark.parametrize("context", [0, -1, 65, 1.5, True, "all"])
+def test_a_context_that_cannot_be_is_named(model, context):
+    with pytest.raises(InputError, match=r"context: got .*, expected 1 to 64 frames"):
+        model.session(context=context)
+
+
+def test_a_full_context_is_that_and_leaves_no_trace(model, monkeypatch):
+    monkeypatch.setattr("moshi_mlx.conversation.session.FIRST_CAPACITY", 4)
+    session = model.session(seed=3)
+    expected = frames_of(session, 3)
+    session.fill_context()
+    assert session._state["temporal"]["layers"][0]["keys"].shape[2] == 64
+    seen = cache.window(session._state["temporal"]["offset"], 1, 64, 64).mask
+    assert np.array(seen).all()  # every slot is attended to
+    session.step(question()[:1920])
+    session.reset()
+    assert same(frames_of(session, 3), expected)
 
 
 def test_eight_bit_cache_in_a_session(checkpoint):

@@ -13,10 +13,12 @@ import mlx.core as mx
 
 from ...errors import InputError
 from ..state import State
+from .activations import on_cpu
 
 SIDES = ("keys", "values")
 PARTS = ("", "_scales", "_biases")  # of a side in 8 bits
 BITS = 8
+FUSED_HEADS = (64, 96, 128, 256)  # sizes of a head for which Metal has the kernel that skips hidden keys
 
 
 class Window(NamedTuple):
@@ -95,6 +97,16 @@ def attend(q: mx.array, cache: State, mask: mx.array, scale: float) -> mx.array:
     weights = mx.softmax(scores, axis=-1, precise=True).reshape(batch, kv_heads, -1, scores.shape[-1])
     y = mx.quantized_matmul(weights, values[0], values[1], values[2], False, group, BITS)
     return y.reshape(q.shape[0], heads, length, head_dim)
+
+
+def reads_unseen_slots(head_dim: int, kv_bits: int | None) -> bool:
+    """Whether the attention of one position reads every slot of a ring, also those that the mask hides.
+
+    Metal's kernel for few queries skips hidden keys, in the sizes of heads that it has. (From 1024 slots on a Max or
+    an Ultra takes another one, which reads them ahead: there a full ring costs its bytes from the start.) The CPU's
+    product, the fallback of other heads and the products of an 8-bit cache read everything.
+    """
+    return on_cpu() or kv_bits is not None or head_dim not in FUSED_HEADS
 
 
 def grow(cache: State, capacity: int) -> State:
