@@ -52,6 +52,9 @@ class EchoSession:
     def reset(self):
         self.heard = []
 
+    def fill_context(self):
+        pass
+
     def step(self, pcm):
         self.threads.add(threading.get_ident())
         self.nonfinite_samples += int(np.sum(~np.isfinite(pcm)))

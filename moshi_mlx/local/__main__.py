@@ -140,29 +140,44 @@ class Talk:
         """Loads the model, compiles its step, and finds out whether this machine can hold the conversation."""
         import moshi_mlx
 
-        from ..machine import preflight
+        from ..machine import advice, preflight
 
         arguments = self.arguments
+        asked = advice.Asked(arguments.model, arguments.kv_bits, arguments.context)
         plan = preflight.plan(arguments.model)
         self.say(f"loading {plan or arguments.model} ...")
         if plan:
-            self._check(preflight.check_memory, plan.size, f"{arguments.model} alone", self._advice())
+            self._check(preflight.check_memory, plan.size, f"{arguments.model} alone", advice.before_loading(asked))
         began = time.perf_counter()
         adapted = {"adapter": arguments.adapter} if arguments.adapter else {}
         with Loading(plan.size if plan else 0):
             model = moshi_mlx.load(arguments.model, **adapted)
-        self.say(f"loaded in {time.perf_counter() - began:.1f} s; {preflight.report(model, arguments.kv_bits)}")
-        needed = preflight.conversation_bytes(model, arguments.kv_bits)
-        self._check(preflight.check_memory, needed, "a conversation with a full context", self._advice())
-        names = ("temperature", "top_k", "text_temperature", "text_top_k", "kv_bits")
-        asked = {name: getattr(arguments, name) for name in names}
-        session = model.session(
-            seed=arguments.seed, **{name: value for name, value in asked.items() if value is not None}
-        )
+        held = [arguments.kv_bits, arguments.context][: 1 if arguments.context is None else 2]
+        self.say(f"loaded in {time.perf_counter() - began:.1f} s; {preflight.report(model, *held)}")
+        needed = preflight.conversation_bytes(model, *held)
+        self._check(lambda *_: preflight.check_memory(
+            needed, "a conversation with a full context", advice.for_memory(model, asked, preflight.usable_bytes())
+        ))  # fmt: skip
+        session = self._session(model)
         self._check_frames(session)
-        frames = preflight.time_frames(session, preflight.FRAMES if self.live else 0)
+        frames = preflight.time_live(session) if self.live else preflight.time_frames(session, 0)
         if self.live:
-            self._check(lambda *given: self.say(preflight.check_speed(*given)), frames, self._advice())
+            helps = advice.for_speed(model, asked, preflight.median_ms(frames))
+            self._check(lambda *_: self.say(preflight.check_speed(frames, helps)))
+        return session
+
+    def _session(self, model: Any) -> Any:
+        """A conversation with the settings of the command line, its kernels built."""
+        arguments = self.arguments
+        names = ("temperature", "top_k", "text_temperature", "text_top_k", "kv_bits", "context")
+        asked = {name: getattr(arguments, name) for name in names}
+        settings = {name: value for name, value in asked.items() if value is not None}
+        if arguments.quiet:
+            settings["progress"] = False
+        self.say("compiling ...")
+        began = time.perf_counter()
+        session = model.session(seed=arguments.seed, **settings)
+        self.say(f"compiled in {time.perf_counter() - began:.1f} s")
         return session
 
     def _check(self, check: Any, *given: Any) -> None:
@@ -172,13 +187,7 @@ class Talk:
         except InputError as error:
             if self.live and not self.arguments.force:
                 raise
-            self.say(f"warning: {error}")
-
-    def _advice(self) -> str:
-        """What to try on a machine that is too small or too slow."""
-        if not self.arguments.model.endswith("-q4"):
-            return "use -q 4"
-        return "close other programs" + ("" if self.arguments.kv_bits else ", use --kv-bits 8")
+            self.say(f"warning: {str(error).removesuffix(', or go on all the same with --force')}")
 
     def _check_frames(self, session: Any) -> None:
         if (session.sample_rate, session.frame_size) != (SAMPLE_RATE, FRAME_SIZE):

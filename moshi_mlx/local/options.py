@@ -68,6 +68,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quantized", type=int, choices=HUB_SUFFIXES, default=4, help="bits (default: 4)")
     parser.add_argument("--voice", choices=("moshiko", "moshika"), default="moshiko", help="default: moshiko")
     add = functools.partial(_add, parser)
+    add("--context", _number(int, 1), "frames of 80 ms that Moshi remembers (default: the model's, 3000)")
     add("--seed", _number(int, 0, 2**64), "same seed, model and input: same reply", 0)
     parser.add_argument("--kv-bits", type=int, choices=(8,), help="keep the attention cache in 8 bits")
     for name, of, temperature, top_k in (("--", "sound", 0.8, 250), ("--text-", "text", 0.7, 25)):

@@ -6,7 +6,11 @@ paper, no measurements: no chip reaches its published bandwidth in full.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import mlx.core as mx
 
 from ..errors import InputError
 
@@ -14,44 +18,48 @@ FRAME_MS = 80.0
 
 
 class Chip(NamedTuple):
-    """`bandwidth` in GB/s (1e9 bytes), `memory`: sizes that were sold, in GB, `teraflops` of float32 on the GPU."""
+    """`bandwidth` in GB/s (1e9 bytes), `memory`: sizes that were sold, in GB, `teraflops` of float32 on the GPU.
+
+    A chip whose bandwidth depends on the cores of its GPU has a row for each; its memory tells which it is.
+    """
 
     name: str
     bandwidth: float
     memory: tuple[int, ...]
     teraflops: float | None
+    source: str  # of bandwidth and memory
 
 
-# Bandwidth and memory: as announced by Apple for the Macs with the chip, taken from reports of the announcements:
-#   M1 2020-11-10 (its bandwidth, 68.25 GB/s, follows from LPDDR4X-4266 on 128 bits; "almost 6x" of it is M1 Max's 400),
-#   M1 Pro and Max 2021-10-18, M1 Ultra 2022-03-08, M2 2022-06-06, M2 Pro and Max 2023-01-17, M2 Ultra 2023-06-05,
-#   M3, Pro and Max 2023-10-30, M3 Ultra 2025-03-05 (819 GB/s: Mac Studio's specifications), M4 2024-05-07,
-#   M4 Pro and Max 2024-10-30, M5 2025-10-15, M5 Pro and Max 2026-03-03.
+# Source "Apple" and a day: the announcement of the first Macs with the chip, taken from reports of it; "reported": from
+# reports alone, and sizes that were not reported are missing. M1's 68.25 GB/s follow from its LPDDR4X-4266 on 128 bits
+# ("almost 6x" of it is M1 Max's 400). M3 Ultra's 819 GB/s are from Mac Studio's specifications.
 # Teraflops: Apple's own up to M2, except M2 Pro, Max and Ultra; those and all later ones are not published and are
 # taken from huggingface.js, packages/tasks/src/hardware.ts, which has them from cores x clock. They decide nothing
 # here: at one conversation the bandwidth bounds every chip several times sooner.
 CHIPS = (
-    Chip("M1", 68.25, (8, 16), 2.6),
-    Chip("M1 Pro", 200, (16, 32), 5.2),
-    Chip("M1 Max", 400, (32, 64), 10.4),
-    Chip("M1 Ultra", 800, (64, 128), 21),
-    Chip("M2", 100, (8, 16, 24), 3.6),
-    Chip("M2 Pro", 200, (16, 32), 6.8),
-    Chip("M2 Max", 400, (32, 64, 96), 13.5),
-    Chip("M2 Ultra", 800, (64, 128, 192), 27.2),
-    Chip("M3", 100, (8, 16, 24), 4.1),
-    Chip("M3 Pro", 150, (18, 36), 7.4),
-    Chip("M3 Max (30-core GPU)", 300, (36, 96), None),
-    Chip("M3 Max (40-core GPU)", 400, (48, 64, 128), 14.2),
-    Chip("M3 Ultra", 819, (96, 256, 512), 28.4),
-    Chip("M4", 120, (16, 24, 32), 4.6),
-    Chip("M4 Pro", 273, (24, 48, 64), 9.2),
-    Chip("M4 Max (32-core GPU)", 410, (36,), None),
-    Chip("M4 Max (40-core GPU)", 546, (48, 64, 128), 18.4),
-    Chip("M5", 153, (16, 24, 32), 5.7),
-    Chip("M5 Pro", 307, (24, 48, 64), 11.4),
-    Chip("M5 Max (32-core GPU)", 460, (36,), None),
-    Chip("M5 Max (40-core GPU)", 614, (48, 64, 128), 22.8),
+    Chip("M1", 68.25, (8, 16), 2.6, "Apple, 2020-11-10"),
+    Chip("M1 Pro", 200, (16, 32), 5.2, "Apple, 2021-10-18"),
+    Chip("M1 Max", 400, (32, 64), 10.4, "Apple, 2021-10-18"),
+    Chip("M1 Ultra", 800, (64, 128), 21, "Apple, 2022-03-08"),
+    Chip("M2", 100, (8, 16, 24), 3.6, "Apple, 2022-06-06"),
+    Chip("M2 Pro", 200, (16, 32), 6.8, "Apple, 2023-01-17"),
+    Chip("M2 Max", 400, (32, 64, 96), 13.5, "Apple, 2023-01-17"),
+    Chip("M2 Ultra", 800, (64, 128, 192), 27.2, "Apple, 2023-06-05"),
+    Chip("M3", 100, (8, 16, 24), 4.1, "Apple, 2023-10-30"),
+    Chip("M3 Pro", 150, (18, 36), 7.4, "Apple, 2023-10-30"),
+    Chip("M3 Max (30-core GPU)", 300, (36, 96), None, "Apple, 2023-10-30"),
+    Chip("M3 Max (40-core GPU)", 400, (48, 64, 128), 14.2, "Apple, 2023-10-30"),
+    Chip("M3 Ultra", 819, (96, 256, 512), 28.4, "Apple, 2025-03-05"),
+    Chip("M4", 120, (16, 24, 32), 4.6, "Apple, 2024-05-07"),
+    Chip("M4 Pro", 273, (24, 48, 64), 9.2, "Apple, 2024-10-30"),
+    Chip("M4 Max (32-core GPU)", 410, (36,), None, "Apple, 2024-10-30"),
+    Chip("M4 Max (40-core GPU)", 546, (48, 64, 128), 18.4, "Apple, 2024-10-30"),
+    Chip("M5", 153, (16, 24, 32), 5.7, "Apple, 2025-10-15"),
+    Chip("M5 Pro", 307, (24, 48, 64), 11.4, "Apple, 2026-03-03"),
+    Chip("M5 Max (32-core GPU)", 460, (36,), None, "Apple, 2026-03-03"),
+    Chip("M5 Max (40-core GPU)", 614, (48, 64, 128), 22.8, "Apple, 2026-03-03"),
+    Chip("M5 Ultra", 1200, (96,), None, "reported, 2026-08"),
+    Chip("M6", 170, (16,), None, "reported, 2026-08"),
 )
 
 
@@ -68,18 +76,45 @@ def find(name: str) -> list[Chip]:
     return found
 
 
+def of_machine(info: Mapping[str, Any]) -> Chip | None:
+    """The row of the machine that `mlx.core.device_info()` describes; None for a chip that the table does not have.
+
+    Where a chip comes in two, the memory tells them apart; where it does not, the slower one is taken.
+    """
+    try:
+        rows = find(str(info.get("device_name", "")))
+    except InputError:
+        return None
+    gigabytes = round(int(info.get("memory_size", 0)) / 2**30)
+    fitting = [chip for chip in rows if gigabytes in chip.memory]
+    return min(fitting or rows, key=lambda chip: chip.bandwidth)
+
+
+def measured_bandwidth(read_bytes: int = 2**29, times: int = 5) -> float:
+    """GB/s at which the default device reads memory, the best of some sums over one array."""
+    array = mx.zeros((read_bytes // 4,))
+    mx.eval(array, array.sum())  # the first sum builds its kernel
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        mx.eval(array.sum())
+        seconds.append(time.perf_counter() - started)
+    return array.nbytes / min(seconds) / 1e9
+
+
 def frame_bound_ms(bytes_a_frame: float, bandwidth: float) -> float:
     """The least milliseconds that reading so many bytes takes at `bandwidth` GB/s."""
     return bytes_a_frame / bandwidth / 1e6
 
 
 def usable_bytes(memory: float) -> float:
-    """What macOS lets the GPU of a Mac with `memory` GB (2**30 bytes) use by default.
+    """About what macOS lets the GPU of a Mac with `memory` GB (2**30 bytes) use by default, for tables on paper.
 
-    Two thirds up to 36 GB, three quarters above: what users report of recommendedMaxWorkingSetSize; on a Mac itself
-    `mlx.core.device_info()["max_recommended_working_set_size"]` is exact.
+    From users' reports: two thirds of 8 GB, 74% of 16 to 36 GB, 78% of more with macOS 26, up to a tenth less before.
+    On the Mac itself `mlx.core.device_info()["max_recommended_working_set_size"]` is exact.
     """
-    return memory * 2**30 * (2 / 3 if memory <= 36 else 3 / 4)
+    share = 2 / 3 if memory <= 8 else 0.74 if memory <= 36 else 0.78
+    return memory * 2**30 * share
 
 
 def least_memory(chip: Chip, needed_bytes: float) -> int | None:

@@ -1,0 +1,105 @@
+"""What would help a machine that is too small or too slow for a conversation, with the figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ..models.moshi import Moshi
+from ..terminal.sizes import size
+from . import preflight
+from .chips import FRAME_MS
+
+LEAST_CONTEXT = 250  # frames, 20 s: with less, a conversation forgets what it is about
+CONTEXT_STEP = 125  # frames, 10 s
+MARGIN = 0.95  # of a frame that a prediction may take
+
+
+class Asked(NamedTuple):
+    """How a conversation is to be held: the flags that bear on its speed and memory."""
+
+    model: str
+    kv_bits: int | None = None
+    context: int | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the checkpoint was named with --model, so that -q and --voice choose nothing."""
+        return not self.model.startswith(("kyutai/moshiko-mlx-", "kyutai/moshika-mlx-"))
+
+    @property
+    def fewer_bits(self) -> str:
+        return "a copy in 4 bits (moshi_mlx.convert -q)" if self.is_own else "-q 4"
+
+
+def before_loading(asked: Asked) -> str:
+    """What to try where not even the files fit."""
+    if asked.is_own or not asked.model.endswith("-q4"):
+        return f"use {asked.fewer_bits}"
+    return "close other programs" + ("" if asked.kv_bits else ", use --kv-bits 8")
+
+
+def for_speed(model: Any, asked: Asked, ms: float) -> str:
+    """What would bring a frame of `ms` below 80, taking time to follow the bytes that a frame reads."""
+    if not isinstance(model, Moshi):
+        return before_loading(asked)
+    now = preflight.frame_bytes(model, asked.kv_bits, asked.context)
+
+    def predicted(saved: int, kv_bits: int | None, context: int | None) -> float:
+        return ms * (preflight.frame_bytes(model, kv_bits, context) - saved) / now
+
+    helps = _helps(model, asked, predicted, MARGIN * FRAME_MS, lambda value: f"about {value:.0f} ms")
+    return ", ".join([*_library(), *helps]) or "close other programs; nothing else would bring it below 80"
+
+
+def for_memory(model: Any, asked: Asked, usable: int) -> str:
+    """What would make a conversation fit into so many bytes."""
+    if not isinstance(model, Moshi):
+        return before_loading(asked)
+
+    def held(saved: int, kv_bits: int | None, context: int | None) -> float:
+        return preflight.conversation_bytes(model, kv_bits, context) - saved
+
+    helps = _helps(model, asked, held, usable, lambda value: size(int(value)))
+    return ", ".join(helps) or "no setting makes it fit"
+
+
+def _helps(
+    model: Moshi,
+    asked: Asked,
+    cost: Callable[[int, int | None, int | None], float],
+    limit: float,
+    said: Callable[[float], str],
+) -> Iterator[str]:
+    """Each change that alone brings the cost below the limit; or else all of them together, if they do."""
+    saved = preflight.saved_by_4_bits(model)
+    narrow = 8 if preflight.takes_kv_bits(model) else None
+    choices = []
+    if saved:
+        choices.append((asked.fewer_bits, saved, asked.kv_bits))
+    if narrow and not asked.kv_bits:
+        choices.append(("--kv-bits 8", 0, narrow))
+        if saved:
+            choices.append((f"{asked.fewer_bits} with --kv-bits 8", saved, narrow))
+    found = [(name, cost(less, bits, asked.context)) for name, less, bits in choices]
+    helping = [(name, value) for name, value in found if value < limit]
+    yield from (f"{name}: {said(value)}" for name, value in helping if " with " not in name or len(helping) == 1)
+    most = asked.context or model.config.sliding_window
+    for context in range(most - most % CONTEXT_STEP, LEAST_CONTEXT - 1, -CONTEXT_STEP):
+        value = cost(0, asked.kv_bits, context)
+        if context < most and value < limit:
+            yield f"--context {context} (it remembers {context * FRAME_MS / 1e3:.0f} s): {said(value)}"
+            return
+
+
+def _library() -> Iterator[str]:
+    """MLX's Linux wheel carries a slow BLAS, which another one replaces."""
+    if sys.platform != "linux" or mx.default_device() != mx.Device(mx.cpu):
+        return
+    mapped = Path("/proc/self/maps").read_text()
+    if not any(name in mapped for name in ("openblas", "libmkl", "libblis")):
+        yield "preload OpenBLAS (README: many times faster)"
