@@ -174,10 +174,12 @@ class Talk:
         settings = {name: value for name, value in asked.items() if value is not None}
         if arguments.quiet:
             settings["progress"] = False
-        self.say("compiling ...")
+        if self.live:
+            self.say("compiling ...")
         began = time.perf_counter()
         session = model.session(seed=arguments.seed, **settings)
-        self.say(f"compiled in {time.perf_counter() - began:.1f} s")
+        if self.live:
+            self.say(f"compiled in {time.perf_counter() - began:.1f} s")
         return session
 
     def _check(self, check: Any, *given: Any) -> None:
