@@ -1,5 +1,6 @@
 """The house: arrows go one way, a folder is one room, and the picture shows what is."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -50,3 +51,10 @@ def test_a_folder_is_one_room(folder):
     for path in files:
         lines = len(path.read_text().splitlines())
         assert lines <= 360, f"{path} has {lines} lines"
+
+
+def test_every_package_is_installed():
+    text = (ROOT / "pyproject.toml").read_text()
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "moshi_mlx").rglob("__init__.py")}
+    listed = set(re.findall(r'^    "(moshi_mlx[\w.]*)",$', text.split("packages = [")[1].split("]")[0], re.M))
+    assert listed == folders | {"moshi_mlx.convert"}

@@ -53,7 +53,7 @@ def for_speed(model: Any, asked: Asked, ms: float) -> str:
         return ms * (preflight.frame_bytes(model, kv_bits, context) - saved) / now
 
     helps = _helps(model, asked, predicted, MARGIN * FRAME_MS, lambda value: f"about {value:.0f} ms")
-    return ", ".join([*_library(), *helps]) or "close other programs; nothing else would bring it below 80"
+    return ", ".join([*library(), *helps]) or "close other programs; nothing else would bring it below 80"
 
 
 def for_memory(model: Any, asked: Asked, usable: int) -> str:
@@ -96,8 +96,8 @@ def _helps(
             return
 
 
-def _library() -> Iterator[str]:
-    """MLX's Linux wheel carries a slow BLAS, which another one replaces."""
+def library() -> Iterator[str]:
+    """What to do about the slow BLAS of MLX's wheel for Linux; nothing where another one is in its place."""
     if sys.platform != "linux" or mx.default_device() != mx.Device(mx.cpu):
         return
     mapped = Path("/proc/self/maps").read_text()

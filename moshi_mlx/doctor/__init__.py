@@ -1,0 +1,1 @@
+"""python -m moshi_mlx.doctor: whether everything that a conversation needs works on this machine."""
