@@ -23,7 +23,7 @@ except ModuleNotFoundError:  # Python 3.10
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "rooms.svg"
 WIDTH, ROW, BOX, HEIGHT = 1000, 96, 150, 40
-GROUND = ("moshi_mlx.terminal", "moshi_mlx.inputs", "moshi_mlx.errors")
+GROUND = ("moshi_mlx.terminal", "moshi_mlx.inputs", "moshi_mlx.errors", "moshi_mlx.exact")
 
 
 def rows() -> list[list[str]]:

@@ -36,6 +36,8 @@ class SessionSettings(SamplingSettings, total=False):
     """What a session takes beside its model and seed: see `Session`."""
 
     kv_bits: int | None
+    context: int | None
+    progress: bool
     on_text: OnText | None
 
 
