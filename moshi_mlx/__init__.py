@@ -8,6 +8,7 @@ from .terminal import starting  # noqa: F401  first: what follows takes a while,
 import sys
 
 from .conversation import duplex, text
+from .conversation.asynchronous import AsyncConversation
 from .conversation.codec import MimiStream
 from .conversation.duplex import DuplexSampling, export_step
 from .conversation.session import Frame, Session
@@ -29,6 +30,7 @@ sys.modules |= {f"{__name__}.{module.__name__.split('.')[-1]}": module for modul
 
 
 __all__ = [
+    "AsyncConversation",
     "AudioError",
     "CheckpointError",
     "ConfigError",

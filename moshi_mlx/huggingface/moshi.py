@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from .. import inputs
+from ..conversation.asynchronous import WAITING, AsyncConversation
 from ..conversation.session import Session, SessionSettings
 from ..errors import InputError
 from ..inputs import spelled_out
@@ -56,6 +57,15 @@ class MoshiForConditionalGeneration(Moshi):
         """
         said: Any = {**self.sampling_defaults, **settings}
         return Session(self, seed, **said)
+
+    def conversation(
+        self, seed: int = 0, *, waiting: int = WAITING, **settings: Unpack[SessionSettings]
+    ) -> AsyncConversation:
+        """A conversation for an event loop: `async with model.conversation() as talk`; see `AsyncConversation`.
+
+        `waiting` frames at most are on their way at a time; the settings are those of `session`.
+        """
+        return AsyncConversation(lambda: self.session(seed, **settings), waiting)
 
     def get_unconditional_inputs(self, num_samples: int = 1) -> UnconditionalInput:
         """Initial tokens alone, the start of a conversation without a prompt: `generate(**inputs)`."""
