@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from ..errors import ConfigError
+from .settings import defaults
 from .version import VERSION, install
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -14,13 +17,44 @@ SHELLS = ("bash", "zsh", "tcsh")
 class Parser(argparse.ArgumentParser):
     """`prog` is "python -m MODULE", perhaps with a command behind it; MODULE stands before an error.
 
-    Every command has --version, and --print-completion for the console script of the same name.
+    Every command has --version, and --print-completion for the console script of the same name. With `table` a
+    person's own settings (see `settings`) stand in for flags that are not given; `parse_args` tells of them in
+    `from_settings`, the names of those that do.
     """
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
+    def __init__(self, *args: Any, table: str | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        self._table = table
         self.add_argument("--version", action="version", version=f"moshi_mlx {VERSION}")
         self.add_argument("--print-completion", choices=SHELLS, action=_Completion, help=argparse.SUPPRESS)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse has it, a person's own settings before what is given."""
+        if self._table is None:
+            return super().parse_args(args, namespace)
+        given = list(sys.argv[1:] if args is None else args)
+        try:
+            own = defaults(self._table, self._actions)
+        except ConfigError as error:
+            self.exit(2, f"{self.module}: error: {error}\n")
+        taken = self._given(given)
+        rivals = {action.dest for group in self._mutually_exclusive_groups for action in group._group_actions
+                  if taken & {one.dest for one in group._group_actions}}  # fmt: skip
+        used = [(action, words) for action, words in own if action.dest not in taken | rivals]
+        parsed = super().parse_args([word for _, words in used for word in words] + given, namespace)
+        parsed.from_settings = {action.dest for action, words in used if words}
+        return parsed
+
+    def _given(self, arguments: list[str]) -> set[str]:
+        """The names of the flags that are among the arguments."""
+        usual = [(action, action.default) for action in self._actions]
+        try:
+            for action in self._actions:
+                action.default = argparse.SUPPRESS
+            return set(vars(super().parse_known_args(arguments)[0]))
+        finally:
+            for action, default in usual:
+                action.default = default
 
     @property
     def module(self) -> str:
