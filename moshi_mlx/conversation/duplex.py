@@ -11,12 +11,16 @@ codebooks of an index are known is p - max delay: that column is the reply.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
+from .. import inputs
+from ..errors import InputError
 from ..models.config import MoshiConfig
 from ..models.moshi import Moshi
 from ..models.sampling import MOSHI, Sampling, SamplingSettings, noise, sample
@@ -46,16 +50,21 @@ class Reply(NamedTuple):
     ready: mx.array  # bool [B], false while the delay fills: codes and sound mean nothing yet
 
 
-def init_state(model: Moshi, seeds: list[int], capacity: int | None = None, kv_bits: int | None = None) -> State:
+def init_state(model: Moshi, seeds: Sequence[int], capacity: int | None = None, kv_bits: int | None = None) -> State:
     """The state of len(seeds) new conversations.
 
-    `capacity`: cache slots to begin with (default: the whole context); `kv_bits` 8 keeps the cache in 8 bits.
+    `capacity`: cache slots to begin with (default: the whole context); `kv_bits` 8 keeps the cache in 8 bits. A seed is
+    any whole number. Raises InputError.
     """
-    config, batch = model.config, len(seeds)
+    if not isinstance(seeds, (Sequence, np.ndarray, mx.array)) or isinstance(seeds, str) or len(seeds) == 0:
+        raise InputError(f"seeds: got {seeds!r}, expected a list of whole numbers, one for each conversation")
+    numbers = [inputs.seed(seed, "seeds") for seed in seeds]
+    config, batch = model.config, len(numbers)
+    capacity = None if capacity is None else inputs.whole("capacity", capacity, 1)
     own, user = delays_of(model.config)
     return {
         "offset": mx.zeros((batch,), mx.int32),
-        "keys": mx.stack([mx.random.key(seed) for seed in seeds]),
+        "keys": mx.stack([mx.random.key(seed) for seed in numbers]),
         "text": mx.zeros((batch,), mx.int32),
         "own": mx.zeros((batch, config.num_codebooks, max(own) + 1), mx.int32),
         "user": mx.zeros((batch, config.user_codebooks, max(user) + 1), mx.int32),
@@ -74,25 +83,33 @@ def prime(model: Moshi, state: State, sampling: DuplexSampling) -> tuple[mx.arra
 
 
 def step(model: Moshi, sound: mx.array, state: State, sampling: DuplexSampling) -> tuple[Reply, State]:
-    """One frame from sound: sound float [B, frame_size]."""
-    codes, encoder = model.audio_encoder.encode_step(sound, state["encoder"], model.config.user_codebooks)
-    return step_codes(model, codes[..., 0], {**state, "encoder": encoder}, sampling)
+    """One frame from sound: sound float [B, frame_size], where NaN and infinity are silence. Raises InputError."""
+    text, state = hear(model, sound, state, sampling)
+    return _speak(model, text, state, sampling)
 
 
 def step_codes(model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling) -> tuple[Reply, State]:
-    """One frame from the user's codes: codes int [B, user_codebooks], -1 for no input."""
+    """One frame from the user's codes: codes int [B, user_codebooks], -1 for no input. Raises InputError."""
     text, state = hear_codes(model, codes, state, sampling)
-    return speak(model, text, state, sampling)
+    return _speak(model, text, state, sampling)
 
 
 def hear(model: Moshi, sound: mx.array, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
     """The first half of `step`, up to the sampled text token [B]; `speak` takes that token, or another, from there."""
-    codes, encoder = model.audio_encoder.encode_step(sound, state["encoder"], model.config.user_codebooks)
-    return hear_codes(model, codes[..., 0], {**state, "encoder": encoder}, sampling)
+    mimi, count = model.audio_encoder, model.config.user_codebooks
+    sound = inputs.floats("sound", sound, (len(state["offset"]), mimi.config.frame_size))
+    codes, encoder = mimi.encode_step(sound, state["encoder"], count)
+    return _hear(model, codes[..., 0], {**state, "encoder": encoder}, sampling)
 
 
 def hear_codes(model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
     """The first half of `step_codes`. The state that it returns is one for `speak` alone."""
+    config, batch = model.config, len(state["offset"])
+    codes = inputs.tokens("codes", codes, (batch, config.user_codebooks), -1, config.audio_vocab_size - 1)
+    return _hear(model, codes, state, sampling)
+
+
+def _hear(model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
     _, user_delays = delays_of(model.config)
     user = mx.concatenate([state["user"][:, :, 1:], codes[:, :, None]], axis=-1)
     tokens = _input_tokens(model, state["text"], state["own"][:, :, -1], _delayed(user, user_delays), state["offset"])
@@ -105,6 +122,11 @@ def hear_codes(model: Moshi, codes: mx.array, state: State, sampling: DuplexSamp
 
 def speak(model: Moshi, text: mx.array, heard: State, sampling: DuplexSampling) -> tuple[Reply, State]:
     """The second half of a step: text int [B] and the state from `hear` -> the reply and the next frame's state."""
+    text = inputs.tokens("text", text, (len(heard["offset"]),), 0, model.config.vocab_size - 1)
+    return _speak(model, text, heard, sampling)
+
+
+def _speak(model: Moshi, text: mx.array, heard: State, sampling: DuplexSampling) -> tuple[Reply, State]:
     ready = heard["offset"] >= max(delays_of(model.config)[0])
     column, state = _depth_step(model, text, heard, sampling)
     decoder = state["decoder"]

@@ -55,9 +55,9 @@ class MoshiDepthDecoder(DepthDecoder):
     def __call__(
         self,
         input_ids: Any = None,
-        last_hidden_state: mx.array | None = None,
+        last_hidden_state: Any = None,
         past_key_values: State = None,
-        inputs_embeds: mx.array | None = None,
+        inputs_embeds: Any = None,
         use_cache: bool | None = None,
         labels: Any = None,
         output_attentions: bool = False,
@@ -111,12 +111,11 @@ class MoshiDepthDecoder(DepthDecoder):
         parts = self.slices[first : first + len(columns)]
         return [part.emb(column) for part, column in zip(parts, columns, strict=True)]
 
-    def _embeds(self, input_ids: Any, inputs_embeds: mx.array | None, first: int) -> list[mx.array]:
+    def _embeds(self, input_ids: Any, inputs_embeds: Any, first: int) -> list[mx.array]:
         config = self.config
         checks.one_of(input_ids=input_ids, inputs_embeds=inputs_embeds)
         if inputs_embeds is not None:
-            checks.check_shape("inputs_embeds", inputs_embeds, (None, None, config.hidden_size))
-            given = inputs_embeds
+            given = checks.floats("inputs_embeds", inputs_embeds, (None, None, config.hidden_size))
         else:
             given = checks.tokens(
                 "input_ids", input_ids, (None, None), -1, max(config.vocab_size, config.audio_vocab_size)
@@ -131,20 +130,24 @@ class MoshiDepthDecoder(DepthDecoder):
             return self.embed(given, first)
         return [column.squeeze(1) for column in mx.split(given, steps, axis=1)]
 
-    def _frames(self, hidden: mx.array | None, rows: int, steps: int) -> mx.array:
+    def _frames(self, given: Any, rows: int, steps: int) -> mx.array:
         """last_hidden_state as [N, 1 or S, input_size]."""
         size = self.config.input_size
-        hidden = hidden[:, None] if hidden is not None and hidden.ndim == 2 else hidden
-        if hidden is None or hidden.shape not in ((rows, 1, size), (rows, steps, size)):
-            got = "None" if hidden is None else f"shape {list(hidden.shape)}"
-            raise InputError(f"last_hidden_state: got {got}, expected [{rows}, 1 or {steps}, {size}]")
+        if given is None:
+            raise InputError(f"last_hidden_state: got None, expected [{rows}, 1 or {steps}, {size}]")
+        hidden = checks.floats("last_hidden_state", given)
+        hidden = hidden[:, None] if hidden.ndim == 2 else hidden
+        if hidden.shape not in ((rows, 1, size), (rows, steps, size)):
+            raise InputError(
+                f"last_hidden_state: got shape {list(hidden.shape)}, expected [{rows}, 1 or {steps}, {size}]"
+            )
         return hidden
 
     @checks.spelled_out(StreamSettings, TRANSFORMERS)
     def generate(
         self,
         input_ids: Any = None,
-        last_hidden_state: mx.array | None = None,
+        last_hidden_state: Any = None,
         do_sample: bool = False,
         *,
         seed: int = 0,
@@ -159,7 +162,8 @@ class MoshiDepthDecoder(DepthDecoder):
         text = checks.tokens("input_ids", input_ids, (None, 1), 0, self.config.vocab_size)
         hidden = self._frames(last_hidden_state, len(text), 1).squeeze(1)
         drawn = Sampling.of(settings) if do_sample else Sampling(temperature=0)
-        keys = mx.stack([mx.random.key(seed + row) for row in range(len(text))])
+        row_seed = checks.seed(seed)
+        keys = mx.stack([mx.random.key(checks.seed(row_seed + row)) for row in range(len(text))])
         draws, _ = noise(keys, [drawn.candidates(self.config.audio_vocab_size)] * self.config.num_codebooks)
         codes = self.sample(hidden, text.squeeze(1), lambda step, logits: sample(logits, draws[step], drawn))
         return mx.concatenate([text, codes], axis=1)

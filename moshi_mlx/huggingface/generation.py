@@ -49,7 +49,7 @@ def generate(
     user_audio_codes: Any = None,
     moshi_input_values: Any = None,
     moshi_audio_codes: Any = None,
-    inputs_embeds: mx.array | None = None,
+    inputs_embeds: Any = None,
     return_audio_waveforms: bool = True,
     return_audio_codes: bool = False,
     concat_unconditional_inputs: bool = True,
@@ -81,7 +81,8 @@ def generate(
     The attention window holds in the prompt as it does in a live conversation (transformers 5.23 forgets it in a
     prompt). Raises InputError, naming the argument.
     """
-    inputs.check_repeats(num_return_sequences)
+    num_return_sequences = inputs.whole("num_return_sequences", num_return_sequences, 1)
+    seed = inputs.seed(seed)
     prompt = make_prompt(
         model, input_ids, (user_input_values, user_audio_codes), (moshi_input_values, moshi_audio_codes),
         inputs_embeds, concat_unconditional_inputs, attention_mask, num_return_sequences,
@@ -114,6 +115,8 @@ def _sampling(model: MoshiForConditionalGeneration, settings: GenerateSettings) 
 def _check_streamer(streamer: Any, rows: int) -> None:
     if streamer is not None and rows > 1:
         raise InputError(f"streamer: got {rows} rows to generate, expected one")
+    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+        raise InputError(f"streamer: got a {type(streamer).__name__}, expected an object with put(frame) and end()")
 
 
 # --- prefill and steps ----------------------------------------------------------------------------------------------
@@ -156,7 +159,7 @@ def _prefill(
     mask = None if (prompt.lengths == embeds.shape[1]).all() else mx.arange(embeds.shape[1]) < lengths[:, None]
     out = model.decoder.model(inputs_embeds=embeds, attention_mask=mask, use_cache=True, room=count)
     hidden = mx.take_along_axis(out.last_hidden_state, lengths[:, None, None] - 1, axis=1).squeeze(1)
-    keys = mx.stack([mx.random.key(seed + row) for row in range(batch)])
+    keys = mx.stack([mx.random.key(inputs.seed(seed + row)) for row in range(batch)])
     text, codes, keys = duplex.sample_frame(model, hidden, model.decoder.lm_head(hidden), keys, sampling)
     own, user = duplex.delays_of(config)
 

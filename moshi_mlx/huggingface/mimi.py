@@ -35,11 +35,12 @@ class MimiModel(Mimi):
         """input_values float [B, T] or [B, 1, T] -> audio_codes int32 [B, num_quantizers, frames].
 
         T is padded to whole frames with silence. `padding_mask` of the same shape, or [B, T], is 0 behind the end of a
-        row: that row's codes are those of the row alone, then -1 (transformers 5.23 encodes what is there). Raises
-        InputError where the shape, the mask or the number of codebooks does not fit.
+        row: that row's codes are those of the row alone, then -1 (transformers 5.23 encodes what is there). NaN and
+        infinite samples are silence. Raises InputError where the shape, the type (whole numbers are no sound), the mask
+        or the number of codebooks does not fit.
         """
         count = check_codebooks(self.config, self.config.num_quantizers if num_quantizers is None else num_quantizers)
-        sound = _mono(input_values)
+        sound = inputs.batch_of_sound("input_values", input_values)
         size = self.config.frame_size
         lengths = None if padding_mask is None else row_lengths(padding_mask, sound.shape)
         if lengths is not None:
@@ -63,9 +64,9 @@ class MimiModel(Mimi):
         sound = _in_calls(self.decode_step, mx.maximum(codes, 0), state, FRAMES_PER_CALL)
         heard = mx.repeat(codes.min(axis=1) >= 0, self.config.frame_size, axis=1)
         if padding_mask is not None:
-            mask = mx.array(padding_mask)
-            shape = (len(codes), min(mask.shape[-1], sound.shape[1]))
-            lengths = row_lengths(mask, (len(codes), mask.shape[-1]))
+            mask = inputs.on_host("padding_mask", padding_mask)
+            shape = (len(codes), min(mask.shape[-1] if mask.ndim else 0, sound.shape[1]))
+            lengths = row_lengths(mask, (len(codes), *mask.shape[-1:]))
             sound, heard = sound[:, : shape[1]], heard[:, : shape[1]] & (mx.arange(shape[1]) < lengths[:, None])
         return MimiOutput(audio_values=mx.where(heard, sound, 0)[:, None])
 
@@ -73,7 +74,9 @@ class MimiModel(Mimi):
         """There and back: audio_codes as `encode` gives them, audio_values as long as input_values."""
         codes = self.encode(input_values, padding_mask, num_quantizers).audio_codes
         sound = self.decode(codes, padding_mask).audio_values
-        return MimiOutput(audio_codes=codes, audio_values=sound[:, :, : _mono(input_values).shape[1]])
+        return MimiOutput(
+            audio_codes=codes, audio_values=sound[:, :, : inputs.batch_of_sound("input_values", input_values).shape[1]]
+        )
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> MimiModel:
@@ -89,18 +92,12 @@ class MimiModel(Mimi):
 Step = Callable[[mx.array, State], tuple[mx.array, State]]
 
 
-def _mono(input_values: Any) -> mx.array:
-    """Sound [B, T] from [B, T] or [B, 1, T]."""
-    sound = mx.array(input_values)
-    flat = sound.squeeze(1) if sound.ndim == 3 and sound.shape[1] == 1 else sound
-    if flat.ndim != 2 or flat.shape[1] == 0:
-        raise InputError(f"input_values: got shape {list(sound.shape)}, expected [B, T] or [B, 1, T] with T > 0")
-    return flat
-
-
 def row_lengths(padding_mask: Any, shape: tuple[int, ...]) -> mx.array:
     """int32 [B]: how much of each row is no padding, which lies behind it. padding_mask [B, T] or [B, 1, T]."""
-    mask = np.asarray(padding_mask).astype(bool)
+    given = inputs.on_host("padding_mask", padding_mask)
+    if not np.isin(given, (0, 1)).all():
+        raise InputError("padding_mask: got other values than 0 (padding) and 1")
+    mask = given.astype(bool)
     mask = mask[:, 0] if mask.ndim == 3 and mask.shape[1] == 1 else mask
     if mask.shape != tuple(shape):
         raise InputError(f"padding_mask: got shape {list(mask.shape)}, expected {list(shape)}")

@@ -69,6 +69,7 @@ class MoshiForConditionalGeneration(Moshi):
 
     def get_unconditional_inputs(self, num_samples: int = 1) -> UnconditionalInput:
         """Initial tokens alone, the start of a conversation without a prompt: `generate(**inputs)`."""
+        num_samples = inputs.whole("num_samples", num_samples, 1)
         count, audio = self.config.num_codebooks, self.config.audio_vocab_size
         return UnconditionalInput(
             input_ids=mx.full((num_samples, 1), self.config.vocab_size, mx.int32),
@@ -81,12 +82,12 @@ class MoshiForConditionalGeneration(Moshi):
         self,
         input_ids: Any = None,
         attention_mask: Any = None,
-        user_input_values: mx.array | None = None,
+        user_input_values: Any = None,
         user_audio_codes: Any = None,
-        moshi_input_values: mx.array | None = None,
+        moshi_input_values: Any = None,
         moshi_audio_codes: Any = None,
         past_key_values: State = None,
-        inputs_embeds: mx.array | None = None,
+        inputs_embeds: Any = None,
         text_labels: Any = None,
         audio_labels: Any = None,
         use_cache: bool | None = None,

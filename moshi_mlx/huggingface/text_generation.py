@@ -43,15 +43,16 @@ def generate_text(
     + n. Raises InputError, naming the argument.
     """
     config = model.config
-    inputs.check_repeats(num_return_sequences)
+    num_return_sequences = inputs.whole("num_return_sequences", num_return_sequences, 1)
+    seed = inputs.seed(seed)
     ids = np.repeat(np.array(inputs.tokens("input_ids", input_ids, (None, None), -1, config.table_rows[0] - 1)),
                     num_return_sequences, axis=0)  # fmt: skip
     if attention_mask is not None:
-        attention_mask = np.repeat(np.array(attention_mask), num_return_sequences, axis=0)
+        attention_mask = np.repeat(inputs.on_host("attention_mask", attention_mask), num_return_sequences, axis=0)
     lengths, columns, _ = packed(ids[:, None], None, attention_mask)
     count = new_token_count(max_new_tokens, max_length, ids.shape[1], config.max_position_embeddings)
     drawn = Sampling.of(settings) if do_sample else Sampling(temperature=0)
-    keys = mx.stack([mx.random.key(seed + row) for row in range(len(ids))])
+    keys = mx.stack([mx.random.key(inputs.seed(seed + row)) for row in range(len(ids))])
     mask = np.arange(ids.shape[1]) < lengths[:, None]
     out = model.model(columns[:, 0], mask, use_cache=True, room=count)
     last = mx.array(lengths.astype(np.int32))[:, None, None] - 1

@@ -198,6 +198,7 @@ class Transformer(nn.Module):
         *,
         lengths: mx.array | None = None,
         rotary: mx.array | None = None,
+        packed: bool = False,
         room: int = 0,
         attentions: list[mx.array] | None = None,
         hidden_states: list[mx.array] | None = None,
@@ -206,15 +207,16 @@ class Transformer(nn.Module):
 
         The state comes from `past` or nothing; it costs nothing where it is not used. Its rings have place for `room`
         positions more. `lengths` int [B]: how many of the T positions of each row are no padding, which lies behind
-        them; `rotary` int [B, T]: positions that do not count on. The last two, where given, get the attention
-        weights and the output of every layer appended.
+        them; `rotary` int [B, T]: positions that do not count on; `packed`: where they start again another sequence
+        begins, which does not see the one before (the state, which would, is not to be used then). The last two, where
+        given, get the attention weights and the output of every layer appended.
         """
         batch, length, _ = x.shape
         offset = mx.zeros((batch,), mx.int32) if past is None else past["offset"]
         lengths = mx.full((batch,), length, mx.int32) if lengths is None else lengths
         before = 0 if past is None else caches.capacity_of(past["layers"][0])
         capacity = max(before, min(self.context, before + length + room))
-        span = sequence.span(length, offset, rotary, before, self.context)
+        span = sequence.span(length, offset, rotary, before, self.context, packed)
         layers = []
         for layer, ring in zip(self.layers, past["layers"] if past else [None] * len(self.layers), strict=True):
             attended, k, v = layer.self_attn.over_sequence(layer.norm1(x), ring, span, self.rope_theta, attentions)
