@@ -37,8 +37,8 @@ class SessionSettings(SamplingSettings, total=False):
 
     kv_bits: int | None
     context: int | None
-    progress: bool
     on_text: OnText | None
+    progress: bool | None
 
 
 class Frame(NamedTuple):
