@@ -11,7 +11,7 @@ codebooks of an index are known is p - max delay: that column is the reply.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,9 @@ from ..models.config import MoshiConfig
 from ..models.moshi import Moshi
 from ..models.sampling import MOSHI, Sampling, SamplingSettings, noise, sample
 from ..models.state import State, flatten, unflatten, where
+
+Adjust = Callable[[mx.array], mx.array]
+"""Text logits [B, vocab] -> those that the text token is drawn from."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +107,24 @@ def hear(model: Moshi, sound: mx.array, state: State, sampling: DuplexSampling) 
 
 def hear_codes(model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
     """The first half of `step_codes`. The state that it returns is one for `speak` alone."""
+    return _hear(model, _checked_codes(model, codes, state), state, sampling)
+
+
+def _checked_codes(model: Moshi, codes: mx.array, state: State) -> mx.array:
     config, batch = model.config, len(state["offset"])
-    codes = inputs.tokens("codes", codes, (batch, config.user_codebooks), -1, config.audio_vocab_size - 1)
-    return _hear(model, codes, state, sampling)
+    return inputs.tokens("codes", codes, (batch, config.user_codebooks), -1, config.audio_vocab_size - 1)
 
 
-def _hear(model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
+def _hear(
+    model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling, adjust: Adjust | None = None
+) -> tuple[mx.array, State]:
     _, user_delays = delays_of(model.config)
     user = mx.concatenate([state["user"][:, :, 1:], codes[:, :, None]], axis=-1)
     tokens = _input_tokens(model, state["text"], state["own"][:, :, -1], _delayed(user, user_delays), state["offset"])
     hidden, logits, temporal = model.decoder.step(tokens[:, :, None], state["temporal"])
     text_noise, code_noise, keys = _noise(model, state["keys"], sampling)
-    text = sample(logits[:, 0], text_noise, sampling.text)
+    logits = logits[:, 0] if adjust is None else adjust(logits[:, 0])
+    text = sample(logits, text_noise, sampling.text)
     heard = {"keys": keys, "user": user, "temporal": temporal, "hidden": hidden[:, 0], "noise": code_noise}
     return text, {**state, **heard}
 
@@ -143,10 +152,13 @@ def delays_of(config: MoshiConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def language_step(
-    model: Moshi, user_codes: mx.array, state: State, sampling: DuplexSampling
+    model: Moshi, user_codes: mx.array, state: State, sampling: DuplexSampling, adjust: Adjust | None = None
 ) -> tuple[mx.array, mx.array, State]:
-    """One position of the language model: -> text token [B], newest complete column [B, num_codebooks], state."""
-    text, heard = hear_codes(model, user_codes, state, sampling)
+    """One position of the language model: -> text token [B], newest complete column [B, num_codebooks], state.
+
+    The text token is drawn from what `adjust` makes of its logits [B, vocab].
+    """
+    text, heard = _hear(model, _checked_codes(model, user_codes, state), state, sampling, adjust)
     column, state = _depth_step(model, text, heard, sampling)
     return state["text"], column, state
 

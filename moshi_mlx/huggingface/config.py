@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ..checkpoints import huggingface_config, kyutai_config
+from ..errors import ConfigError
 from ..models import config as plain
 from . import pretrained
 
@@ -16,7 +19,19 @@ C = TypeVar("C", bound="_Written")
 
 
 class _Written:
-    """What the three configs have beside their fields."""
+    """What the three configs have beside their fields.
+
+    A model is built of its config, which therefore stays as it is; `use_cache` alone, a default of calls, may be set.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "use_cache" or not hasattr(self, name):
+            kind = type(self).__name__
+            raise FrozenInstanceError(f"{kind}.{name} cannot be set; make another config: dataclasses.replace(config, "
+                                      f"{name}=...)")  # fmt: skip
+        if not isinstance(value, (bool, np.bool_)):
+            raise ConfigError(f"{type(self).__name__}.use_cache: got {value!r}, expected True or False")
+        object.__setattr__(self, name, bool(value))
 
     @classmethod
     def of(cls: type[C], config: Any) -> C:

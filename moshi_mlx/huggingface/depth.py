@@ -56,9 +56,11 @@ class MoshiDepthDecoder(DepthDecoder):
         self,
         input_ids: Any = None,
         last_hidden_state: Any = None,
+        attention_mask: Any = None,
         past_key_values: State = None,
         inputs_embeds: Any = None,
         use_cache: bool | None = None,
+        *,
         labels: Any = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
@@ -69,10 +71,15 @@ class MoshiDepthDecoder(DepthDecoder):
         num_codebooks; after `past_key_values` (what an earlier call returned) the steps count on. In their stead
         inputs_embeds [N, S, hidden]. last_hidden_state [N, input_size], [N, 1, input_size] or one for each step
         [N, S, input_size]. `labels` int [N, S] are the codes that each step should give, negative or audio_vocab_size
-        where they do not count. Raises InputError.
+        where they do not count. An `attention_mask` [N, S] must be all 1, for a frame's steps are never padded. Raises
+        InputError.
         """
-        first = 0 if past_key_values is None else past_key_values[0][0].shape[2]
+        first = 0 if past_key_values is None else self._steps_of(past_key_values)
         embeds = self._embeds(input_ids, inputs_embeds, first)
+        if attention_mask is not None:
+            mask = checks.attention_mask(attention_mask, len(embeds[0]), len(embeds))
+            if not checks.is_traced(mask) and not mask.all().item():
+                raise InputError("attention_mask: got 0 (padding), expected 1 alone; a frame's steps are never padded")
         hidden = self._frames(last_hidden_state, len(embeds[0]), len(embeds))
         caches: Caches = [list(cache) for cache in past_key_values or [[]] * self.config.num_hidden_layers]
         kept = Kept([], [] if output_attentions else None)
@@ -110,6 +117,15 @@ class MoshiDepthDecoder(DepthDecoder):
         columns = [column.squeeze(1) for column in mx.split(tokens, tokens.shape[1], axis=1)]
         parts = self.slices[first : first + len(columns)]
         return [part.emb(column) for part, column in zip(parts, columns, strict=True)]
+
+    def _steps_of(self, past: Any) -> int:
+        """How many steps a state has taken."""
+        layers = self.config.num_hidden_layers
+        if not isinstance(past, (list, tuple)) or len(past) != layers or not all(len(layer) == 2 for layer in past):
+            raise InputError(
+                "past_key_values: got no state of the depth decoder, expected what an earlier call returned"
+            )
+        return int(past[0][0].shape[2])
 
     def _embeds(self, input_ids: Any, inputs_embeds: Any, first: int) -> list[mx.array]:
         config = self.config

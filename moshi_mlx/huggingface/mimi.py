@@ -70,13 +70,32 @@ class MimiModel(Mimi):
             sound, heard = sound[:, : shape[1]], heard[:, : shape[1]] & (mx.arange(shape[1]) < lengths[:, None])
         return MimiOutput(audio_values=mx.where(heard, sound, 0)[:, None])
 
-    def __call__(self, input_values: Any, padding_mask: Any = None, num_quantizers: int | None = None) -> MimiOutput:
-        """There and back: audio_codes as `encode` gives them, audio_values as long as input_values."""
-        codes = self.encode(input_values, padding_mask, num_quantizers).audio_codes
-        sound = self.decode(codes, padding_mask).audio_values
-        return MimiOutput(
-            audio_codes=codes, audio_values=sound[:, :, : inputs.batch_of_sound("input_values", input_values).shape[1]]
-        )
+    def __call__(
+        self,
+        input_values: Any = None,
+        padding_mask: Any = None,
+        num_quantizers: int | None = None,
+        audio_codes: Any = None,
+    ) -> MimiOutput:
+        """There and back: audio_codes as `encode` gives them, audio_values as long as input_values.
+
+        Given audio_codes are decoded as they are; input_values then say no more than how long the sound is.
+        """
+        if input_values is None and audio_codes is None:
+            raise InputError("input_values, audio_codes: got none of them, expected one")
+        length = None if input_values is None else inputs.batch_of_sound("input_values", input_values).shape[1]
+        if audio_codes is None:
+            audio_codes = self.encode(input_values, padding_mask, num_quantizers).audio_codes
+        out = self.decode(audio_codes, padding_mask)
+        return MimiOutput(audio_codes=_given(audio_codes), audio_values=out.audio_values[:, :, :length])
+
+    def get_encoded_length(self, input_length: Any) -> Any:
+        """Frames that so many samples are encoded as: of a number a number, of an array an array."""
+        samples = inputs.on_host("input_length", input_length)
+        if samples.dtype.kind not in "iu" or (samples < 0).any():
+            raise InputError(f"input_length: got {input_length!r}, expected whole numbers of 0 or more")
+        frames = -(-samples.astype(np.int64) // self.config.frame_size)
+        return int(frames) if frames.ndim == 0 else mx.array(frames.astype(np.int32))
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> MimiModel:
@@ -90,6 +109,10 @@ class MimiModel(Mimi):
 
 
 Step = Callable[[mx.array, State], tuple[mx.array, State]]
+
+
+def _given(codes: Any) -> mx.array:
+    return codes if isinstance(codes, mx.array) else mx.array(np.asarray(codes).astype(np.int32))
 
 
 def row_lengths(padding_mask: Any, shape: tuple[int, ...]) -> mx.array:

@@ -13,7 +13,6 @@ import numpy as np
 from .. import inputs
 from ..conversation import streams
 from ..errors import InputError
-from ..inputs import Whole
 
 if TYPE_CHECKING:
     from .moshi import MoshiForConditionalGeneration
@@ -31,8 +30,9 @@ class Prompt(NamedTuple):
     shown: np.ndarray  # int [B, T], the text to return before the new one
 
 
-def new_token_count(max_new_tokens: Whole | None, max_length: Whole | None, length: int, positions: int) -> int:
-    """How many tokens follow a prompt of `length` columns."""
+def new_token_count(settings: Any, length: int, positions: int) -> int:
+    """How many tokens follow a prompt of `length` columns, by `max_new_tokens` or `max_length`."""
+    max_new_tokens, max_length = settings.get("max_new_tokens"), settings.get("max_length")
     if max_new_tokens is None and max_length is None:
         return min(DEFAULT_NEW_TOKENS, max(1, positions - length))
     name, value, before = ("max_length", max_length, length) if max_new_tokens is None else (
