@@ -15,6 +15,7 @@ from ..models.depth import Caches, DepthDecoder, layer_step
 from ..models.sampling import Sampling, StreamSettings, noise, sample
 from ..models.state import State
 from . import pretrained
+from .classes import Methods
 from .config import MoshiDepthConfig
 from .losses import cross_entropy
 from .outputs import CausalLMOutput
@@ -44,7 +45,7 @@ class Kept:
         return tuple(mx.concatenate(padded[layer::layers], axis=2) for layer in range(layers))
 
 
-class MoshiDepthDecoder(DepthDecoder):
+class MoshiDepthDecoder(Methods, DepthDecoder):
     """`DepthDecoder` with Hugging Face's forward pass over given tokens, and `generate` of whole frames."""
 
     config: MoshiDepthConfig
@@ -185,6 +186,17 @@ class MoshiDepthDecoder(DepthDecoder):
         return mx.concatenate([text, codes], axis=1)
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Any) -> MoshiDepthDecoder:
-        """The depth decoder of a Moshi in any layout; `dtype`."""
-        return pretrained.depth_decoder(cls, path_or_hub_id, **settings)
+    @checks.spelled_out(pretrained.LoadSettings)
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path, **settings: Unpack[pretrained.LoadSettings]
+    ) -> MoshiDepthDecoder:
+        """The depth decoder of a Moshi in any layout, or saved alone.
+
+        `dtype` and `revision` are those of `MoshiForConditionalGeneration.from_pretrained`.
+        """
+        return pretrained.depth_decoder(cls, path_or_hub_id, settings)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type that it is run in."""
+        return self.slices[0].transformer.layers[0].norm1.weight.dtype

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -15,13 +15,17 @@ from ..models.helium import Helium, LanguageModel
 from ..models.layers.sequence import Packing, packing, starts_again
 from ..models.state import State
 from . import pretrained
+from .classes import Methods
 from .config import MoshiConfig
 from .losses import cross_entropy
 from .outputs import BaseModelOutput, CausalLMOutput
 from .text_generation import generate_text
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-class MoshiModel(Helium):
+
+class MoshiModel(Methods, Helium):
     """`Helium` with Hugging Face's forward pass over whole sequences."""
 
     config: MoshiConfig
@@ -93,9 +97,13 @@ class MoshiModel(Helium):
         return self.embed_tokens(inputs.tokens("input_ids", input_ids, (None, None), -1, self.config.table_rows[0] - 1))
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Any) -> MoshiModel:
-        """The temporal transformer of a folder or hub id, in any layout; `dtype`, `config`."""
-        return pretrained.causal_lm(MoshiForCausalLM, path_or_hub_id, **settings).model
+    @inputs.spelled_out(pretrained.ModelSettings)
+    def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Unpack[pretrained.ModelSettings]) -> MoshiModel:
+        """The temporal transformer of a folder or hub id, in any layout, of a whole Moshi or saved alone.
+
+        The settings are those of `MoshiForConditionalGeneration.from_pretrained`.
+        """
+        return pretrained.causal_lm(MoshiForCausalLM, path_or_hub_id, settings).model
 
 
 def _positions(position_ids: Any, batch: int, length: int) -> mx.array:
@@ -139,7 +147,7 @@ def _unpacked_weights(weights: mx.array, packed: Packing | None) -> mx.array:
     return mx.concatenate([past, packed.unpack(new, axis=3)], axis=3)
 
 
-class MoshiForCausalLM(LanguageModel):
+class MoshiForCausalLM(Methods, LanguageModel):
     """Helium with its text head; `.tokenizer` where one was loaded. Of text alone: `generate`, and Helium-1."""
 
     helium_class = MoshiModel
@@ -183,9 +191,20 @@ class MoshiForCausalLM(LanguageModel):
     generate = generate_text
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Any) -> MoshiForCausalLM:
-        """The temporal transformer and text head of a Moshi in any layout, or Helium-1; `dtype`, `config`."""
-        return pretrained.causal_lm(cls, path_or_hub_id, **settings)
+    @inputs.spelled_out(pretrained.ModelSettings)
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path, **settings: Unpack[pretrained.ModelSettings]
+    ) -> MoshiForCausalLM:
+        """The temporal transformer and text head of a Moshi in any layout, or saved alone, or Helium-1.
+
+        The settings are those of `MoshiForConditionalGeneration.from_pretrained`.
+        """
+        return pretrained.causal_lm(cls, path_or_hub_id, settings)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type that it is run in."""
+        return self.model.dtype
 
 
 def _kept(hidden: mx.array, logits_to_keep: Any) -> mx.array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,11 +16,15 @@ from ..models import config as plain
 from ..models.mimi import FRAMES_PER_CALL, Mimi
 from ..models.state import State
 from . import pretrained
+from .classes import Methods
 from .config import MimiConfig
 from .outputs import MimiOutput
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-class MimiModel(Mimi):
+
+class MimiModel(Methods, Mimi):
     """The codec. Sound is float [B, T] in [-1, 1] at `config.sampling_rate`; codes are int32 [B, codebooks, frames].
 
     Weights are random (`initializer_range`, `seed`) until some are loaded.
@@ -98,9 +102,14 @@ class MimiModel(Mimi):
         return int(frames) if frames.ndim == 0 else mx.array(frames.astype(np.int32))
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path) -> MimiModel:
-        """The codec of a folder or hub id: of a whole Moshi in any layout, or alone in Hugging Face's."""
-        return pretrained.mimi(cls, path_or_hub_id)
+    @inputs.spelled_out(pretrained.LoadSettings)
+    def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Unpack[pretrained.LoadSettings]) -> MimiModel:
+        """The codec of a folder or hub id: of a whole Moshi in any layout, or alone in Hugging Face's.
+
+        It runs in float32 alone: another `dtype` is refused. `revision` is a branch, tag or commit of the hub's
+        repository. Raises CheckpointError or ConfigError.
+        """
+        return pretrained.mimi(cls, path_or_hub_id, settings)
 
     def stream(self, num_codebooks: int | None = None) -> MimiStream:
         """A stream of one sound, in chunks of any length, there and back."""

@@ -16,6 +16,7 @@ from ..models import config as plain
 from ..models.moshi import Moshi
 from ..models.state import State
 from . import pretrained, teacher_forcing
+from .classes import Methods
 from .config import MoshiConfig
 from .depth import MoshiDepthDecoder
 from .generation import generate
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class MoshiForConditionalGeneration(Moshi):
+class MoshiForConditionalGeneration(Methods, Moshi):
     """`.decoder` (Helium and text head), `.depth_decoder`, `.audio_encoder` (Mimi); `.tokenizer` where one was loaded.
 
     Weights are random (`initializer_range`, `seed`) until some are loaded; the codec's take no part in training
@@ -162,13 +163,22 @@ class MoshiForConditionalGeneration(Moshi):
     generate = generate
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Any) -> MoshiForConditionalGeneration:
-        """`load` under the name that Hugging Face users know: a folder or hub id, in any layout; `dtype`."""
-        return pretrained.moshi(cls, path_or_hub_id, **settings)
+    @spelled_out(pretrained.ModelSettings)
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path, **settings: Unpack[pretrained.ModelSettings]
+    ) -> MoshiForConditionalGeneration:
+        """`load` under the name that Hugging Face users know: a folder or hub id, in any layout.
 
-    def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
-        """Write a folder in Hugging Face's layout, which transformers loads as its own."""
-        pretrained.save(self, folder, **settings)
+        `config` replaces the checkpoint's: the same sizes, another window, say. `dtype` (or `torch_dtype`) is the type
+        to run it in, such as "bfloat16"; None and "auto" keep the stored one. `revision` is a branch, tag or commit of
+        the hub's repository. Raises CheckpointError or ConfigError.
+        """
+        return pretrained.moshi(cls, path_or_hub_id, settings)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type that the language model is run in; the codec is float32."""
+        return self.decoder.model.dtype
 
 
 def _joined(given: dict[str, mx.array], counts: dict[str, int]) -> mx.array:

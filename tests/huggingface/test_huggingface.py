@@ -23,7 +23,7 @@ from moshi_mlx import (
     MoshiForConditionalGeneration,
     MoshiModel,
 )
-from moshi_mlx.huggingface import pretrained
+from moshi_mlx.huggingface.config import TEXT_PRESETS
 from moshi_mlx.huggingface.outputs import CausalLMOutput
 from moshi_mlx.models.layers import sequence
 
@@ -447,6 +447,6 @@ def test_helium_files_that_cannot_be_read_are_named(helium):
 
 
 def test_helium_1_preview_is_known_by_its_sizes():
-    config = pretrained.TEXT_PRESETS["helium-1-preview-2b"]
+    config = TEXT_PRESETS["helium-1-preview-2b"]
     assert (config.vocab_size, config.hidden_size, config.ffn_dim // 2, config.rope_theta) == (48000, 2560, 7040, 1e5)
     assert config.table_rows == (48000,)
