@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
+MINIATURE = "miniature"  # the model in the package, wherever a model is named; ./miniature is a folder
+MINIATURE_FOLDER = Path(__file__).parents[1] / "assets" / MINIATURE
 MODEL_NAMES = ("model.safetensors", "model.q8.safetensors", "model.q4.safetensors")
 CONSOLIDATED_NAME = "consolidated.safetensors"  # what Kyutai's trainer writes of a whole model
 INDEX_NAME = "model.safetensors.index.json"
