@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..terminal.version import install
-from .files import say, write
+from .files import named_errors, say, sync, write
 from .loss import KINDS
 
 CSV_NAME, PNG_NAME = "losses.csv", "losses.png"
@@ -37,8 +37,15 @@ class Curve:
 
     def add(self, row: Losses) -> None:
         self.rows.append(row)
-        with (self._folder / CSV_NAME).open("a", newline="") as file:
+        path = self._folder / CSV_NAME
+        with named_errors(path), path.open("a", newline="") as file:
             csv.writer(file).writerow(row)
+
+    def sync(self) -> None:
+        """On the disk, before the state that goes on from the last row is."""
+        path = self._folder / CSV_NAME
+        with named_errors(path), path.open("rb") as file:
+            sync(file.fileno())
 
     def draw(self) -> None:
         """losses.png, where matplotlib is installed."""
