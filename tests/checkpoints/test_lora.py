@@ -204,12 +204,12 @@ def test_the_scale_stands_beside_the_tensors(adapter, files, scale):
     ("file", "text", "message"),
     [
         ("config.json", '{"lora_scaling": "two"}', "key 'lora_scaling' is 'two', expected a number"),
-        ("config.json", '{"lora_scaling": true}', "key 'lora_scaling' is 'True', expected a number"),
+        ("config.json", '{"lora_scaling": true}', "key 'lora_scaling' is True"),
         ("config.json", '{"lora_scaling": NaN}', "expected a number|is no number"),
         ("config.json", '{"lora_scaling": -Infinity}', "expected a number|is no number"),
-        ("config.json", '{"lora_scaling": 1e39}', "key 'lora_scaling' is '1e.39', expected a number"),
+        ("config.json", '{"lora_scaling": 1e39}', "key 'lora_scaling' is 1e.39"),
         ("adapter_config.json", '{"lora_parameters": {"scale": 1e999}}', "expected a number|too large"),
-        ("adapter_config.json", '{"lora_parameters": [2]}', "key 'lora_parameters' is no object"),
+        ("adapter_config.json", '{"lora_parameters": [2]}', "key 'lora_parameters' is \\[2\\]"),
         ("adapter_config.json", '{"lora_parameters": {"scale": [2]}}', "key 'scale' is"),
         ("adapter_config.json", "[]", "got a JSON list, expected an object"),
         ("adapter_config.json", "{", "not a JSON file"),
@@ -231,14 +231,3 @@ def test_adapters_damaged_in_any_way_are_read_or_named(model, tmp_path, start, d
     with contextlib.suppress(MoshiError):
         found = adapters.updates(model, adapters.read(tmp_path, model.config))
         assert all(bool(mx.isfinite(part).all()) for update in found.values() for part in update)
-
-
-@pytest.mark.parametrize("scaling", ["nan", "inf", "-inf", "1e39"])
-def test_the_converter_refuses_a_scaling_that_gives_no_numbers(tmp_path, capsys, scaling):
-    from moshi_mlx.convert.cli import main as convert
-
-    arguments = ["--model", GOLDENS / "moshi_tiny", "--mlx-path", tmp_path / "out", f"--lora-scaling={scaling}",
-                 "--lora", GOLDENS / "lora_tiny" / "lora.safetensors"]  # fmt: skip
-    assert convert([str(argument) for argument in arguments]) == 2
-    assert "number" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()

@@ -238,7 +238,7 @@ def test_manifests_that_are_none_are_one_line(tmp_path, name, content, message):
 def test_a_manifest_of_endless_size_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(recordings, "LARGEST_MANIFEST", 10**6)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b" " * 10**7))
-    with pytest.raises(InputError, match="has more than 1 MB"):
+    with pytest.raises(InputError, match="unpacks to more than 1000000 bytes"):
         recordings.find(tmp_path / "a.jsonl.gz")
 
 
