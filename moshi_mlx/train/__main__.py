@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MoshiError as error:
         say(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}")
         return 2
+    except OSError as error:  # a folder that vanished, for example
+        say(f"{PROGRAM}: error: {error.filename or 'the system'}: {error.strerror or error}")
+        return 2
     except MemoryError as error:
         say(f"{PROGRAM}: error: out of memory ({' '.join(str(error).split())}); a smaller --batch-size needs less")
         return 2

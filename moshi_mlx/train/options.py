@@ -28,6 +28,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., mlx.optimizers.Optimizer], dict[str, A
 }
 FAULTS = (TypeError, ValueError, IndexError, KeyError, AttributeError, ArithmeticError, RuntimeError)
 LARGEST = 2**31 - 1  # of any number
+MOST_SEGMENTS = 1 << 16  # in an iteration
 LARGEST_FILE = 10**6  # bytes of a configuration file
 SCHEDULES = ("cosine_decay", "exponential_decay", "linear_schedule", "step_decay")
 
@@ -79,6 +80,12 @@ class Options:
         for name in ("model", "data"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is missing: pass --{name} or put it into the configuration file")
+        at_once = self.batch_size * self.grad_accumulation_steps
+        if at_once > MOST_SEGMENTS:
+            raise ConfigError(
+                f"batch_size and grad_accumulation_steps make {at_once} segments an iteration, expected "
+                f"{MOST_SEGMENTS} at most"
+            )
         self.schedule()
         self.make_optimizer()
 

@@ -456,6 +456,7 @@ BASE = "model: m\ndata: d\n"
         ("a.yaml", BASE + "x: " + "y" * 9999, "unknown key 'x' (its value: 'yyy"),
         ("a.yaml", "#" * 2_000_000, "is larger than 1000000 bytes"),
         ("a.yaml", BASE + "rank: 100000000", "rank is 100000000, expected 16384 or less"),
+        ("a.yaml", BASE + "batch_size: 70000", "make 70000 segments an iteration, expected 65536 at most"),
         ("a.yaml", BASE + "seed: 99999999999999999999999", "seed is 99999999999999999999999, expected"),
         ("a.yaml", BASE + "duration_sec: 1e308", "duration_sec is 1e+308, expected"),
         ("a.yaml", BASE + "scale: .nan", "scale is nan, expected more than 0"),
