@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,17 +66,13 @@ def _write(path: Path, rows: Sequence[Losses]) -> None:
 
 
 def _read(path: Path) -> list[Losses]:
-    """The whole rows; the last may be half-written, if the machine went down."""
+    """The rows up to the first that is damaged: the last may be half-written, if the machine went down."""
     if not path.is_file():
         return []
-    rows = []
-    with path.open(newline="") as file:
-        for row in list(csv.reader(file))[1:]:
-            try:
-                number, split, *values = row
-                rows.append(Losses(int(number), split, *(float(value) for value in values)))
-            except (ValueError, TypeError):
-                break
+    rows: list[Losses] = []
+    with path.open(newline="", errors="replace") as file, contextlib.suppress(ValueError, TypeError, csv.Error):
+        for number, split, *values in itertools.islice(csv.reader(file), 1, None):
+            rows.append(Losses(int(number), split, *(float(value) for value in values)))
     return rows
 
 

@@ -25,7 +25,7 @@ from ..checkpoints.disk.files import read_bytes, regular
 from ..checkpoints.safetensors import Block, TensorInfo, as_stored, info_of, write_file
 from ..errors import CheckpointError, InputError, MoshiError, brief, clipped
 
-LEFTOVER = re.compile(r"\.[0-9a-f]{8}\..+")
+LEFTOVER = re.compile(r"\.[0-9a-f]{8}\.(.*\.safetensors|\w*(config|prepared)\.json|losses\.(csv|png)|probe)")
 
 
 def is_file(path: Path) -> bool:
@@ -162,9 +162,10 @@ def claimed(folder: Path) -> Iterator[None]:
     lock = os.open(folder, os.O_RDONLY)
     try:
         _lock(lock, folder)
-        for path in folder.rglob(".*"):
-            if LEFTOVER.fullmatch(path.name) and is_file(path):
-                path.unlink(missing_ok=True)
+        for place in (folder, folder / "train", folder / "valid"):
+            for path in place.glob(".*"):
+                if LEFTOVER.fullmatch(path.name) and is_file(path):
+                    path.unlink(missing_ok=True)
         yield
     finally:
         os.close(lock)

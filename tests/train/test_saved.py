@@ -317,7 +317,7 @@ def test_a_share_without_locks_is_written_all_the_same(tmp_path, monkeypatch):
 
 def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path):
     mine = [".0123abcd.adapters.safetensors", "train/.89ef0123.shard-00000.safetensors"]
-    others = [".keep", ".0123abcd", "a.txt", ".git/config"]
+    others = [".keep", ".0123abcd", ".0123abcd.mine.txt", "a.txt", ".git/.0123abcd.config.json"]
     for name in mine + others:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")

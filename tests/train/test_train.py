@@ -475,7 +475,10 @@ def test_the_last_layers_alone_can_be_trained(model):
     assert any(name.startswith("depth_decoder.") for name in chosen)
 
 
-def test_a_half_written_row_is_dropped(tmp_path):
-    (tmp_path / CSV_NAME).write_text("head\n1,train,1,1,1,1,1\n2,train,2,2,2,2,2\n3,train,3,")
-    assert [row.iteration for row in Curve(tmp_path, after=2).rows] == [1, 2]
+@pytest.mark.parametrize(
+    "damage", [b"3,train,3,", b"3", b"3,train,1,2,3,4,x\n4,train,1,1,1,1,1", b"\xff\xfe\x00", b'"']
+)
+def test_a_damaged_row_ends_the_curve(tmp_path, damage):
+    (tmp_path / CSV_NAME).write_bytes(b"head\n1,train,1,1,1,1,1\n2,train,2,2,2,2,2\n" + damage)
+    assert [row.iteration for row in Curve(tmp_path, after=9).rows] == [1, 2]
     assert rows(tmp_path)[1:] == ["1,train,1.0,1.0,1.0,1.0,1.0", "2,train,2.0,2.0,2.0,2.0,2.0"]
