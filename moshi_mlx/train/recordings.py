@@ -114,7 +114,7 @@ def _entry(line: str, folder: Path, where: str) -> Conversation:
         if not isinstance(moshi, str) or not isinstance(user, str):
             raise TypeError
         stem = Path(moshi).with_suffix("")
-        name = str(stem.with_suffix("") if stem.suffix.lower() == SIDES[0] else stem)
+        name = str(stem.with_suffix("") if moshi != user and stem.suffix.lower() == SIDES[0] else stem)
         return Conversation(name, folder / moshi, folder / user, _timings(folder / name))
     except (TypeError, ValueError) as error:
         raise InputError(f'{where}: expected {{"path": FILE}}, or {{"moshi": FILE, "user": FILE}} of a pair') from error
