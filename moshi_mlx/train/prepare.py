@@ -7,7 +7,9 @@ Moshi's codebooks, the user's), and, once it is complete, prepared.json.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,10 +123,12 @@ def _shard(
     key = _key(group, settings)
     kept = _kept(path, key)
     if kept is None:
-        streams, left_out = {}, {}
+        streams: dict[str, mx.array] = {}
+        left_out: dict[str, str] = {}
         for n, conversation in enumerate(group):
             try:
-                streams[f"{n:05d}"] = _streams(work, conversation)
+                pieces = _streams(work, conversation)
+                streams |= {f"{n:05d}" + (f".{k}" if k else ""): piece for k, piece in enumerate(pieces)}
             except AudioError as error:
                 left_out[conversation.name] = str(error)
         about = {"key": key, "names": json.dumps([c.name for c in group if c.name not in left_out])}
@@ -179,8 +183,11 @@ def _encoder(model: Moshi) -> Encode:
     return mx.compile(lambda sound, state: mimi.encode_step(sound, state, count))
 
 
-def _streams(work: _Work, conversation: Conversation) -> mx.array:
-    """uint16 [1 + streams, frames] of a conversation. Raises AudioError where its sound is damaged."""
+def _streams(work: _Work, conversation: Conversation) -> list[mx.array]:
+    """uint16 [1 + streams, frames] of a conversation, or of each that it is since one began anew.
+
+    Raises AudioError where its sound is damaged.
+    """
     model, script = work.model, work.scripts[conversation.name]
     codec, config = model.config.audio_encoder_config, model.config
     samples, parts, levels, state = 0, [], [], model.audio_encoder.init_encoder_state(2, FRAMES_PER_CALL)
@@ -197,10 +204,28 @@ def _streams(work: _Work, conversation: Conversation) -> mx.array:
     moshi, user = np.concatenate(parts, axis=2)[:, :, :frames]  # [codebooks, frames] each
     words = _late(script, config.audio_delays[: config.num_codebooks], codec.frame_rate)
     _tell_of_silence(words, np.concatenate(levels, axis=1), codec.frame_rate, conversation)
-    end, padding = config.silent_text_tokens
-    tokens = text.align(words, model.tokenizer, frames, codec.frame_rate, padding, end, work.shift)
-    streams = np.concatenate([tokens[None], moshi[: config.num_codebooks], user[: config.user_codebooks]])
-    return mx.array(streams.astype(np.uint16))
+    sound = np.concatenate([moshi[: config.num_codebooks], user[: config.user_codebooks]])
+    cuts = {round(reset * codec.frame_rate) for reset in script.resets}
+    edges = [0, *sorted(cut for cut in cuts if 0 < cut < frames), frames]
+    return [
+        _with_text(work, sound[:, first:last], _words_within(words, first, last, frames, codec.frame_rate))
+        for first, last in itertools.pairwise(edges)
+    ]
+
+
+def _words_within(words: list[Word], first: int, last: int, frames: int, frame_rate: float) -> list[Word]:
+    """The words that begin in a range of frames, by the seconds since its first; at either end with those beyond."""
+    low, high = first if first else -math.inf, last if last < frames else math.inf
+    since = first / frame_rate
+    return [(word, start - since, end - since) for word, start, end in words if low <= start * frame_rate < high]
+
+
+def _with_text(work: _Work, codes: np.ndarray, words: list[Word]) -> mx.array:
+    """codes [streams, frames] -> uint16 [1 + streams, frames]."""
+    model, frame_rate = work.model, work.model.config.audio_encoder_config.frame_rate
+    end, padding = model.config.silent_text_tokens
+    tokens = text.align(words, model.tokenizer, codes.shape[1], frame_rate, padding, end, work.shift)
+    return mx.array(np.concatenate([tokens[None], codes]).astype(np.uint16))
 
 
 def _late(script: Script, delays: tuple[int, ...], frame_rate: float) -> list[Word]:

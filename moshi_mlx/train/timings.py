@@ -2,7 +2,7 @@
 
 Two kinds are read. Kyutai's moshi-finetune has [[word, [start, end], speaker], ...] in seconds, as such a list or under
 the key "alignments"; what its loader takes is taken. What `moshi_mlx.local --record` writes has "words", all of them
-Moshi's, and "channels": there the user is on the left.
+Moshi's, "channels", by which the user is on the left there, and "resets".
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Script(NamedTuple):
     words: list[Word]  # in the order of their starts
     moshi: int = 0  # its channel in a stereo file
     recorded: bool = False  # by --record: each word stands at the frame in which it was printed
+    resets: tuple[float, ...] = ()  # the seconds at which a conversation began anew
 
 
 def read(path: Path, speaker: str) -> Script:
@@ -86,7 +87,18 @@ def _recorded(values: dict[str, Any], path: Path) -> Script:
     if not isinstance(words, list):
         raise InputError(f"{path}: key 'words' is {brief(words)}, expected a list")
     found = [_recorded_word(word, f"{path}: word {n}") for n, word in enumerate(words)]
-    return Script(_in_order(found), channels.index("moshi"), True)
+    return Script(_in_order(found), channels.index("moshi"), True, _resets(values.get("resets", []), path))
+
+
+def _resets(values: Any, path: Path) -> tuple[float, ...]:
+    try:
+        found = sorted({_time(value) for value in values})
+        fits = all(0 <= value < math.inf for value in found)
+    except (TypeError, OverflowError):
+        fits = False
+    if not fits:
+        raise InputError(f"{path}: key 'resets' is {brief(values)}, expected a list of seconds")
+    return tuple(found)
 
 
 def _recorded_word(value: Any, where: str) -> Word:

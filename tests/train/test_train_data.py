@@ -32,7 +32,7 @@ def test_folders_and_manifests_list_the_same(tmp_path):
     assert [conversation.name for conversation in found] == [f"sub/{n}" for n in range(4)]
     assert found[1] == ("sub/1", folder / "1.moshi.wav", folder / "1.user.flac", folder / "1.json")
     script = recordings.check(found, "SPEAKER_MAIN").scripts["sub/1"]
-    assert script == ([("time", 1.0, 1.3), ("is", 1.7, 1.9)], 0, False)
+    assert script == ([("time", 1.0, 1.3), ("is", 1.7, 1.9)], 0, False, ())
 
 
 def test_sound_is_resampled_in_blocks_as_at_once(tmp_path, monkeypatch):
@@ -276,6 +276,9 @@ def test_timings_that_kyutais_loader_takes_are_taken(tmp_path, words, kept):
         ('{"words": [], "channels": ["left", "right"]}', "key 'channels' is"),
         ('{"words": 3, "channels": ["user", "moshi"]}', "key 'words' is 3"),
         ('{"words": [["a", 1, 2]], "channels": ["user", "moshi"]}', "word 0 is"),
+        ('{"words": [], "channels": ["user", "moshi"], "resets": 3}', "key 'resets' is 3"),
+        ('{"words": [], "channels": ["user", "moshi"], "resets": [1, "2"]}', "key 'resets' is"),
+        ('{"words": [], "channels": ["user", "moshi"], "resets": [NaN]}', "key 'resets' is"),
         ('{"words": [{"word": 1, "start": 1, "end": 2}], "channels": ["user", "moshi"]}', "word 0 is"),
     ],
 )  # fmt: skip
@@ -353,6 +356,22 @@ def test_what_the_recorder_writes_is_trained_on(model, tmp_path):
     if expected[7] == 3:
         expected[7] = 0
     np.testing.assert_array_equal(row[0], expected)
+
+
+def test_a_recorded_conversation_that_began_anew_is_two(model, tmp_path):
+    (tmp_path / "recordings").mkdir()
+    record = Recorder(tmp_path / "recordings" / "talk.wav", RATE, SIZE)
+    for n in range(12):
+        record(moment(n, {3: " time", 5: " is", 9: " is"}.get(n, ""), reset=n == 5))
+    record.close()
+    data = prepared(model, tmp_path / "data", tmp_path / "recordings")
+    first, second = data.rows([0, 1])[:, :, :7]
+    assert (first[:, 5:] == -1).all()
+    assert (second[:, :7] != -1).all()
+    token = model.tokenizer.encode("is")
+    assert len(token) == 1
+    np.testing.assert_array_equal(second[0], [0, *token, 3, 3, 0, *token, 3])
+    assert first[0, 4] == model.tokenizer.encode("time")[0]  # the rest of the word is cut off with the conversation
 
 
 def test_a_second_prepare_leaves_nothing_stale(tmp_path):
