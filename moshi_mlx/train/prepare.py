@@ -37,13 +37,14 @@ Encode = Callable[[mx.array, Any], tuple[mx.array, Any]]
 
 
 def settings_of(model: Moshi) -> dict[str, Any]:
-    """What a model must have in common with prepared data: codec, tokenizer, streams and vocabularies."""
+    """What a model must have in common with prepared data: codec, tokenizer, streams, vocabularies and padding."""
     books = np.array(model.audio_encoder.quantizer.embedding)
     return {
         "codec": hashlib.sha256(books.tobytes()).hexdigest()[:16],
         "tokenizer": hashlib.sha256(model.tokenizer.serialized_model_proto()).hexdigest()[:16],
         "streams": [model.config.num_codebooks, model.config.user_codebooks],
         "vocabularies": [model.config.vocab_size, model.config.audio_vocab_size],
+        "padding": list(model.config.silent_text_tokens),
     }
 
 
@@ -64,10 +65,11 @@ def prepare(model: Moshi, source: list[Conversation], folder: Path, speaker: str
     for reason in left_out.values():
         say(f"{reason}; left out")
     progress = _Progress(folder, len(source), model.config.audio_encoder_config.frame_rate)
+    made_with = settings | {"delays": list(model.config.audio_delays)}  # they say where a recording's words belong
     groups = _groups([conversation for conversation in source if conversation.name in checked.scripts])
     paths = [folder / f"shard-{number:05d}.safetensors" for number in range(len(groups))]
     for path, group in zip(paths, groups, strict=True):
-        left_out |= _shard(work, group, path, settings, progress)
+        left_out |= _shard(work, group, path, made_with, progress)
     for path in set(folder.glob("shard-*.safetensors")) - set(paths):  # of an earlier, longer source
         path.unlink()
     if len(left_out) == len(source):

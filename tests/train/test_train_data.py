@@ -374,7 +374,7 @@ def test_a_recorded_conversation_that_began_anew_is_two(model, tmp_path):
     assert first[0, 4] == model.tokenizer.encode("time")[0]  # the rest of the word is cut off with the conversation
 
 
-def test_a_second_prepare_leaves_nothing_stale(tmp_path):
+def test_a_second_prepare_leaves_nothing_stale(checkpoint, tmp_path):
     source, out = tones(tmp_path / "recordings", 4, seconds=0.5), tmp_path / "data"
     arguments = ["prepare", "--model", str(GOLDENS / "moshi_tiny"), "--data", str(source), "--output", str(out)]
     assert main([*arguments, "--valid-percent", "50"]) == 0
@@ -383,8 +383,14 @@ def test_a_second_prepare_leaves_nothing_stale(tmp_path):
     assert main(arguments) == 0
     assert not (out / "valid").exists()
     assert (out / "train" / "prepared.json").read_text() != before
+    shard = (out / "train" / "shard-00000.safetensors").read_bytes()
+    model = checkpoint(existing_text_padding_id=5)
     assert main([*arguments, "--keep-and-shift"]) == 0  # another alignment is made anew
     assert json.loads((out / "train" / "prepared.json").read_text())["alignment"] == "shifted"
+    assert main([*arguments, "--model", str(model)]) == 0  # other padding too
+    assert (out / "train" / "shard-00000.safetensors").read_bytes() != shard
+    with pytest.raises(ConfigError, match=r"key 'padding' is \[0, 5\], but the model's is \[0, 3\]"):
+        dataset.load(out / "train", prepare.settings_of(moshi_mlx.load(GOLDENS / "moshi_tiny")), 100)
 
 
 @pytest.mark.parametrize("field", ["vocab_size", "codebook"])
