@@ -81,7 +81,8 @@ def _prepare(argv: Sequence[str]) -> int:
     with claimed(arguments.output):
         left_out = _encode(arguments, parts)
     if left_out:
-        raise AudioError(f"{len(left_out)} recordings are left out (see above); the others are in {arguments.output}")
+        count = f"{len(left_out)} recordings are" if len(left_out) > 1 else "1 recording is"
+        raise AudioError(f"{count} left out (see above); the others are in {arguments.output}")
     return 0
 
 

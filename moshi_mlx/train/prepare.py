@@ -64,7 +64,7 @@ def prepare(model: Moshi, source: list[Conversation], folder: Path, speaker: str
     left_out = {name: str(error) for name, error in checked.damaged.items()}
     for reason in left_out.values():
         say(f"{reason}; left out")
-    progress = _Progress(folder, len(source), model.config.audio_encoder_config.frame_rate)
+    progress = _Progress(folder, len(checked.scripts), model.config.audio_encoder_config.frame_rate)
     made_with = settings | {"delays": list(model.config.audio_delays)}  # they say where a recording's words belong
     groups = _groups([conversation for conversation in source if conversation.name in checked.scripts])
     paths = [folder / f"shard-{number:05d}.safetensors" for number in range(len(groups))]

@@ -73,7 +73,8 @@ class Trainer:
         data = dataset.load(folder / "train", settings, frames)
         valid = dataset.load(folder / "valid", settings, data.frames) if (folder / "valid").is_dir() else None
         seconds = data.frames / self._frame_rate
-        self._say(f"{len(data)} segments of {seconds:.1f} s to train on, {len(valid or ())} to validate with")
+        count = f"{len(data)} segments" if len(data) > 1 else "1 segment"
+        self._say(f"{count} of {seconds:.1f} s to train on, {len(valid or ())} to validate with")
         return data, valid
 
     def _begin(self, resumed: Saved | None) -> Progress:
