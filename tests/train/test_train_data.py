@@ -21,6 +21,8 @@ from moshi_mlx.local.options import DEMO_MODEL
 from moshi_mlx.train import dataset, prepare, recordings, sounds, timings
 from moshi_mlx.train.__main__ import main
 
+MAIN = "SPEAKER_MAIN"
+
 
 def test_folders_and_manifests_list_the_same(tmp_path):
     folder = tones(tmp_path / "sub", pairs=(1,))
@@ -235,14 +237,36 @@ def test_manifests_that_are_none_are_one_line(tmp_path, name, content, message):
         recordings.check(recordings.find(tmp_path / name), "SPEAKER_MAIN")
 
 
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.sampled_from(["0.wav", "..", "/", "a.moshi.wav"]),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["path", "moshi", "user"]), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(JSON, max_size=3), st.binary(max_size=6), st.booleans())
+def test_manifests_of_any_kind_are_read_or_named(tmp_path, lines, noise, packed):
+    tones(tmp_path, 1, seconds=0.1)
+    content = "\n".join(json.dumps(line) for line in lines).encode() + noise
+    path = tmp_path / ("a.jsonl.gz" if packed else "a.jsonl")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with contextlib.suppress(moshi_mlx.MoshiError):
+        found = recordings.find(path)
+        assert recordings.check(found, MAIN, warn=lambda line: None).scripts.keys() == {one.name for one in found}
+
+
 def test_a_manifest_of_endless_size_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(recordings, "LARGEST_MANIFEST", 10**6)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b" " * 10**7))
     with pytest.raises(InputError, match="unpacks to more than 1000000 bytes"):
         recordings.find(tmp_path / "a.jsonl.gz")
-
-
-MAIN = "SPEAKER_MAIN"
 
 
 @pytest.mark.parametrize(
