@@ -1,8 +1,7 @@
 """Offline generation: a prompt in one prefill, then the live path's own step, position by position.
 
-The prompt is what `streams` aligns: initial tokens, then the columns of three synchronised streams, delayed. What a
-position samples for a delayed codebook where the prompt already says it, is replaced by what the prompt says. From
-there on the state is that of a live conversation, and `duplex.language_step` goes on.
+The prompt's prefill is `conversation.prompt`'s, the same as a live session's; from there on the state is that of a
+live conversation, and `duplex.language_step` goes on.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ import mlx.core as mx
 import numpy as np
 
 from .. import inputs
-from ..conversation import duplex, streams
+from ..conversation import duplex
 from ..conversation.duplex import DuplexSampling
+from ..conversation.prompt import Columns, begin, known, prefill
 from ..conversation.session import Frame
 from ..conversation.text import TextDecoder
 from ..errors import InputError
 from ..inputs import Number, Whole
 from ..models.sampling import MOSHI, NAMES, Sampling, StreamSettings
-from ..models.state import State
 from .outputs import GenerateOutput
-from .prompt import Prompt, make_prompt, new_token_count, tokens_before
+from .prompt import Prompt, make_prompt, new_token_count
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -123,8 +122,10 @@ def _run(
     model: MoshiForConditionalGeneration, prompt: Prompt, count: int, sampling: DuplexSampling, seed: int, streamer: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """-> new text int [B, count], and the codes that each new position sampled, int [B, num_codebooks, count]."""
-    state = _prefill(model, prompt, count, sampling, seed)
-    step = mx.compile(lambda codes, state: duplex.language_step(model, codes, state, sampling))
+    seen = prefill(model, Columns(prompt.columns, prompt.lengths, prompt.embeds), count)
+    state = begin(model, seen, [seed + row for row in range(len(prompt.lengths))], sampling)
+    mx.eval(state)
+    step = mx.compile(lambda codes, state, given=None: duplex.language_step(model, codes, state, sampling, given))
     silence = np.array(model.audio_encoder.encode(
         mx.zeros((1, model.config.audio_encoder_config.frame_size)), num_quantizers=model.config.user_codebooks
     ).audio_codes)[:, :, 0]  # fmt: skip
@@ -133,61 +134,13 @@ def _run(
     watch.put(texts[-1], sampled)
     for n in range(count - 1):
         user = prompt.later[:, :, n] if n < prompt.later.shape[2] else np.repeat(silence, len(prompt.lengths), axis=0)
-        text, _, state = step(mx.array(user), state)
-        _keep_known(model, prompt, state, n + 1)
+        given = known(model, seen, n + 1)
+        text, _, state = step(mx.array(user), state) if given is None else step(mx.array(user), state, given)
         mx.eval(text, state)
         texts.append(np.array(text))
         sampled.append(np.array(state["own"])[:, :, -1])
         watch.put(texts[-1], sampled)
     return np.stack(texts, axis=1), np.stack(sampled, axis=2)
-
-
-def _prefill(
-    model: MoshiForConditionalGeneration, prompt: Prompt, count: int, sampling: DuplexSampling, seed: int
-) -> State:
-    """The state of a live conversation whose last position is the prompt's last."""
-    config, batch = model.config, len(prompt.lengths)
-    initial = streams.initial_tokens(config)
-    embeds = prompt.embeds
-    if embeds is None:
-        seen = streams.shifted(mx.array(prompt.columns), [0, *config.audio_delays], initial)
-        embeds = model.decoder.model.embed(seen)
-    lengths = mx.array(prompt.lengths.astype(np.int32))
-    mask = None if (prompt.lengths == embeds.shape[1]).all() else mx.arange(embeds.shape[1]) < lengths[:, None]
-    out = model.decoder.model(inputs_embeds=embeds, attention_mask=mask, use_cache=True, room=count)
-    hidden = mx.take_along_axis(out.last_hidden_state, lengths[:, None, None] - 1, axis=1).squeeze(1)
-    keys = mx.stack([mx.random.key(seed + row) for row in range(batch)])
-    text, codes, keys = duplex.sample_frame(model, hidden, model.decoder.lm_head(hidden), keys, sampling)
-    own, user = duplex.delays_of(config)
-
-    def past(back: int, delays: list[int] | tuple[int, ...], first: int) -> mx.array:
-        """The tokens [B, K, 1] of streams from `first` on, `back` + delay columns before the prompt's end."""
-        return mx.array(tokens_before(prompt, [back + delay for delay in delays], first, initial[1]))[:, :, None]
-
-    state = {
-        # Rings and tokens hold what is before a stream's start: no position of this state needs to be told.
-        "offset": lengths + max(config.audio_delays) + 1,
-        "keys": keys,
-        "text": text,
-        "own": mx.concatenate([*(past(i, own, 1) for i in range(max(own), 0, -1)), codes[:, :, None]], axis=2),
-        "user": mx.concatenate([past(1 + i, [0] * len(user), 1 + len(own)) for i in range(max(user), -1, -1)], axis=2),
-        "temporal": out.past_key_values,
-    }
-    _keep_known(model, prompt, state, 0)
-    mx.eval(state)
-    return state
-
-
-def _keep_known(model: MoshiForConditionalGeneration, prompt: Prompt, state: State, step: int) -> None:
-    """Put back what the prompt says of delayed codebooks where the position `step` after its last sampled them."""
-    own, _ = duplex.delays_of(model.config)
-    known = np.array([delay > step for delay in own])
-    if not known.any():
-        return
-    said = tokens_before(prompt, [max(1, delay - step) for delay in own], 1, model.config.audio_vocab_size)
-    before, last = mx.split(state["own"], [max(own)], axis=2)
-    last = mx.where(mx.array(known)[:, None], mx.array(said)[:, :, None], last)
-    state["own"] = mx.concatenate([before, last], axis=2)
 
 
 # --- what comes out -------------------------------------------------------------------------------------------------

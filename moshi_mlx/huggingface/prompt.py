@@ -138,11 +138,3 @@ def _check_initial(own: np.ndarray, lengths: np.ndarray, initial: int) -> None:
             f"moshi_audio_codes: got the initial token {initial} in row {row} at column {column}, expected it only "
             f"before the stream's start; codes are 0 to {initial - 1}"
         )
-
-
-def tokens_before(prompt: Prompt, back: list[int], first: int, initial: int) -> np.ndarray:
-    """The tokens int [B, len(back)] of streams from `first` on, back[k] columns before the prompt's end."""
-    index = prompt.lengths[:, None] - np.array(back)
-    columns = prompt.columns[:, first : first + len(back)]
-    taken = np.take_along_axis(columns, np.maximum(index, 0)[:, :, None], axis=2)[:, :, 0]
-    return np.where(index >= 0, taken, initial).astype(np.int32)
