@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map
 
 from ..errors import InputError
 from ..models.layers import cache as caches
+from ..models.layers.transformer import grow
 from ..models.moshi import Moshi
 from ..models.state import State, flatten, unflatten
 from . import duplex, streams
@@ -51,7 +53,7 @@ class Prefilled(NamedTuple):
         return caches.capacity_of(self.temporal["layers"][0])
 
 
-def prefill(model: Moshi, prompt: Columns, room: int) -> Prefilled:
+def prefill(model: Moshi, prompt: Columns, room: int = 0) -> Prefilled:
     """The prompt in one pass, with place for `room` positions more. Lazy."""
     config, helium = model.config, model.decoder.model
     embeds = prompt.embeds
@@ -85,8 +87,9 @@ def begin(model: Moshi, prompt: Prefilled, seeds: list[int], sampling: DuplexSam
     own, user = duplex.delays_of(model.config)
     keys = mx.stack([mx.random.key(seed) for seed in seeds])
     logits = model.decoder.lm_head(prompt.hidden)
-    given = known(model, prompt, 0)
-    text, codes, keys = duplex.sample_frame(model, prompt.hidden, logits, keys, sampling, given)
+    text, codes, keys = duplex.sample_frame(
+        model, prompt.hidden, logits, keys, sampling, *known(model, prompt, 0)
+    )
 
     def past(back: int, delays: tuple[int, ...], first: int) -> mx.array:
         """The tokens [B, K, 1] of streams from `first` on, `back` + delay columns before the prompt's end."""
@@ -104,21 +107,41 @@ def begin(model: Moshi, prompt: Prefilled, seeds: list[int], sampling: DuplexSam
     }
 
 
-def known(model: Moshi, prompt: Prefilled, step: int) -> mx.array | None:
+def known(model: Moshi, prompt: Prefilled, step: int) -> tuple[mx.array, ...]:
     """What the prompt says of the codes int [B, num_codebooks] that the position `step` after its last draws.
 
-    -1 where it says nothing; None where it says nothing at all.
+    -1 where it says nothing; nothing at all once it has been passed by the longest delay.
     """
     own, _ = duplex.delays_of(model.config)
     if step >= max(own):
-        return None
+        return ()
     said = _tokens(prompt.tail, [max(1, delay - step) for delay in own], 1)
-    return mx.array(np.where(np.array(own) > step, said, -1))
+    return (mx.array(np.where(np.array(own) > step, said, -1)),)
 
 
 def _tokens(tail: np.ndarray, back: list[int], first: int) -> np.ndarray:
     """The tokens int [B, len(back)] of streams from `first` on, back[k] columns before the end."""
     return np.stack([tail[:, first + k, -n] for k, n in enumerate(back)], axis=1)
+
+
+def one_row(prompt: Prefilled) -> Prefilled:
+    """The prompt itself. Raises InputError where it is that of several conversations, or none."""
+    if not isinstance(prompt, Prefilled) or len(prompt.hidden) != 1:
+        raise InputError(f"prompt: got {type(prompt).__name__}, expected one that `model.prompt` made")
+    return prompt
+
+
+def repeated(prompt: Prefilled, count: int) -> Prefilled:
+    """With every row so many times."""
+    if count == 1:
+        return prompt
+    temporal, hidden = tree_map(lambda leaf: mx.repeat(leaf, count, axis=0), (prompt.temporal, prompt.hidden))
+    return prompt._replace(temporal=temporal, hidden=hidden, tail=np.repeat(prompt.tail, count, axis=0))
+
+
+def grown(prompt: Prefilled, capacity: int) -> Prefilled:
+    """With at least so many cache slots, or as many as there are where the context is full."""
+    return prompt if capacity <= prompt.capacity else prompt._replace(temporal=grow(prompt.temporal, capacity))
 
 
 def in_bits(prompt: Prefilled, kv_bits: int | None) -> Prefilled:

@@ -14,14 +14,14 @@ import numpy as np
 from .. import inputs
 from ..conversation import duplex
 from ..conversation.duplex import DuplexSampling
-from ..conversation.prompt import Columns, begin, known, prefill
+from ..conversation.prompt import Columns, begin, grown, known, prefill
 from ..conversation.session import Frame
 from ..conversation.text import TextDecoder
 from ..errors import InputError
 from ..inputs import Number, Whole
 from ..models.sampling import MOSHI, NAMES, Sampling, StreamSettings
 from .outputs import GenerateOutput
-from .prompt import Prompt, make_prompt, new_token_count
+from .prompt import Prompt, after, make_prompt, new_token_count
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -54,6 +54,9 @@ def generate(
     concat_unconditional_inputs: bool = True,
     *,
     attention_mask: Any = None,
+    voice: Any = None,
+    persona: str | None = None,
+    prompt: Any = None,
     max_new_tokens: int | None = None,
     max_length: int | None = None,
     num_return_sequences: int = 1,
@@ -70,6 +73,9 @@ def generate(
     codes are still needed, for the delays. `concat_unconditional_inputs` puts a column of initial tokens before the
     prompt, where no inputs_embeds are given. `attention_mask` [B, T] is 0 at padding, before or behind a row.
 
+    `voice` and `persona` (see `MoshiForConditionalGeneration.prompt`), or the `prompt` that was made of them, take
+    the place of the prompt's columns: the user's stream begins after them, and what is returned is new.
+
     `max_new_tokens`, or `max_length` with the prompt and its initial column (default: 20 new ones, in all at most
     `max_position_embeddings`); N new tokens are N - max delay new frames. temperature (0: greedy), top_k (0: no cut),
     top_p (over 0 to 1) and min_p (0 to 1) are of the text, with `depth_` of the codes; what is not given is the
@@ -81,12 +87,18 @@ def generate(
     prompt). Raises InputError, naming the argument.
     """
     inputs.check_repeats(num_return_sequences)
-    prompt = make_prompt(
-        model, input_ids, (user_input_values, user_audio_codes), (moshi_input_values, moshi_audio_codes),
-        inputs_embeds, concat_unconditional_inputs, attention_mask, num_return_sequences,
-    )  # fmt: skip
+    user, moshi = (user_input_values, user_audio_codes), (moshi_input_values, moshi_audio_codes)
+    seen = model.prompt_of(voice, persona, prompt)
+    if seen is None:
+        prompt = make_prompt(
+            model, input_ids, user, moshi, inputs_embeds, concat_unconditional_inputs, attention_mask,
+            num_return_sequences,
+        )  # fmt: skip
+    else:
+        _refuse_beside_persona(input_ids, *moshi, inputs_embeds, attention_mask)
+        prompt = after(model, seen, user, num_return_sequences)
     _check_streamer(streamer, len(prompt.lengths))
-    count = new_token_count(max_new_tokens, max_length, prompt.columns.shape[2], model.config.max_position_embeddings)
+    count = new_token_count(max_new_tokens, max_length, prompt.length, model.config.max_position_embeddings)
     text, sampled = _run(model, prompt, count, _sampling(model, settings), seed, streamer)
     if streamer is not None:
         streamer.end()
@@ -110,6 +122,13 @@ def _sampling(model: MoshiForConditionalGeneration, settings: GenerateSettings) 
     return DuplexSampling(of("", "text_", do_sample), of("depth_", "", settings.get("depth_do_sample", do_sample)))
 
 
+def _refuse_beside_persona(*given: Any) -> None:
+    names = ("input_ids", "moshi_input_values", "moshi_audio_codes", "inputs_embeds", "attention_mask")
+    for name, value in zip(names, given, strict=True):
+        if value is not None:
+            raise InputError(f"{name}: got it together with a voice or a persona, which take its place")
+
+
 def _check_streamer(streamer: Any, rows: int) -> None:
     if streamer is not None and rows > 1:
         raise InputError(f"streamer: got {rows} rows to generate, expected one")
@@ -122,10 +141,14 @@ def _run(
     model: MoshiForConditionalGeneration, prompt: Prompt, count: int, sampling: DuplexSampling, seed: int, streamer: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """-> new text int [B, count], and the codes that each new position sampled, int [B, num_codebooks, count]."""
-    seen = prefill(model, Columns(prompt.columns, prompt.lengths, prompt.embeds), count)
+    seen = prompt.seen
+    if seen is None:
+        seen = prefill(model, Columns(prompt.columns, prompt.lengths, prompt.embeds), count)
+    else:
+        seen = grown(seen, min(model.config.sliding_window, seen.length + count))
     state = begin(model, seen, [seed + row for row in range(len(prompt.lengths))], sampling)
     mx.eval(state)
-    step = mx.compile(lambda codes, state, given=None: duplex.language_step(model, codes, state, sampling, given))
+    step = mx.compile(lambda codes, state, *given: duplex.language_step(model, codes, state, sampling, *given))
     silence = np.array(model.audio_encoder.encode(
         mx.zeros((1, model.config.audio_encoder_config.frame_size)), num_quantizers=model.config.user_codebooks
     ).audio_codes)[:, :, 0]  # fmt: skip
@@ -134,8 +157,7 @@ def _run(
     watch.put(texts[-1], sampled)
     for n in range(count - 1):
         user = prompt.later[:, :, n] if n < prompt.later.shape[2] else np.repeat(silence, len(prompt.lengths), axis=0)
-        given = known(model, seen, n + 1)
-        text, _, state = step(mx.array(user), state) if given is None else step(mx.array(user), state, given)
+        text, _, state = step(mx.array(user), state, *known(model, seen, n + 1))
         mx.eval(text, state)
         texts.append(np.array(text))
         sampled.append(np.array(state["own"])[:, :, -1])
