@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoints.voices.library import SOUND_SUFFIXES, TORCH_SUFFIX, read_voice
+from ..checkpoints.personas.voices import SOUND_SUFFIXES, TORCH_SUFFIX, read_voice
 from ..conversation import prompt as prompts
 from ..conversation.codec import MimiStream
 from ..conversation.persona import LOUDNESS, Voice, about, prompt_columns

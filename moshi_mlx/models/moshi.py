@@ -34,7 +34,7 @@ class Moshi(Freezable):
         self.audio_encoder = self.codec_class(config.audio_encoder_config)
         self.tokenizer: Any = None
         self.sampling_defaults: dict[str, float] = {}
-        self.voices: Any = None  # of a PersonaPlex: `checkpoints.voices.library.Voices`
+        self.voices: Any = None  # of a PersonaPlex: `checkpoints.personas.voices.Voices`
         initialize(self, config.initializer_range, seed)
         self.audio_encoder.refresh()
         self.freeze_audio_encoder()

@@ -14,9 +14,9 @@ import numpy as np
 
 from ...conversation.persona import Voice
 from ...errors import CheckpointError, InputError
+from ..names import VOICES_ARCHIVE_NAME, VOICES_FOLDER_NAME
 from . import torch_file
 
-FOLDER_NAME, ARCHIVE_NAME = "voices", "voices.tgz"
 TORCH_SUFFIX = ".pt"
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 MAX_VOICE_BYTES = 64 * 2**20  # of a file in the archive
@@ -29,15 +29,20 @@ class Voices:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @property
+    def there(self) -> bool:
+        """Whether there are any files of voices."""
+        return (self.folder / VOICES_ARCHIVE_NAME).is_file() or bool(self._files())
+
     def names(self) -> list[str]:
         """All names, sorted. Raises CheckpointError for an archive that cannot be read."""
         return sorted({*self._files(), *self._archived()})
 
     def files(self) -> dict[str, bytes]:
         """What a copy of the checkpoint needs, by its path in the folder."""
-        archive = self.folder / ARCHIVE_NAME
-        files = {f"{FOLDER_NAME}/{path.name}": path.read_bytes() for path in self._files().values()}
-        return files | ({ARCHIVE_NAME: archive.read_bytes()} if archive.is_file() else {})
+        archive = self.folder / VOICES_ARCHIVE_NAME
+        files = {f"{VOICES_FOLDER_NAME}/{path.name}": path.read_bytes() for path in self._files().values()}
+        return files | ({VOICES_ARCHIVE_NAME: archive.read_bytes()} if archive.is_file() else {})
 
     def read(self, name: str) -> Voice | Path:
         """The voice of a name, with or without its suffix; of one that is a recording, the file.
@@ -53,24 +58,24 @@ class Voices:
             return read_voice(path) if path.suffix == TORCH_SUFFIX else path
         archived = self._archived(stem)
         if stem in archived:
-            where = f"{self.folder / ARCHIVE_NAME}: {stem}{TORCH_SUFFIX}"
+            where = f"{self.folder / VOICES_ARCHIVE_NAME}: {stem}{TORCH_SUFFIX}"
             return _voice(torch_file.read(io.BytesIO(archived[stem]), where), stem, where)
         known = self.names()
-        listed = ", ".join(known) if known else f"none (there is no {ARCHIVE_NAME} and no folder {FOLDER_NAME})"
+        listed = ", ".join(known) if known else f"none (there is no {VOICES_ARCHIVE_NAME} and no folder {VOICES_FOLDER_NAME})"
         raise InputError(
             f"voice: {name!r} is no voice of {self.folder}, which has {listed}; or give the path of a .pt file or of a "
             "recording"
         )
 
     def _files(self) -> dict[str, Path]:
-        folder = self.folder / FOLDER_NAME
+        folder = self.folder / VOICES_FOLDER_NAME
         suffixes = (*SOUND_SUFFIXES, TORCH_SUFFIX)  # of two with one name, the published file
         paths = [path for suffix in suffixes for path in sorted(folder.glob(f"*{suffix}"))] if folder.is_dir() else []
         return {path.stem: path for path in paths}
 
     def _archived(self, wanted: str | None = None) -> dict[str, bytes]:
         """The archive's voices by name, with the bytes of the wanted one."""
-        path = self.folder / ARCHIVE_NAME
+        path = self.folder / VOICES_ARCHIVE_NAME
         if not path.is_file():
             return {}
         found: dict[str, bytes] = {}

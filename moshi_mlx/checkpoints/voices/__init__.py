@@ -1,1 +1,0 @@
-"""The voices of a checkpoint: where they lie, and files of PyTorch read without PyTorch."""
