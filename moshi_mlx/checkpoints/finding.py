@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +86,7 @@ def config_of_keys(folder: Path, config: dict[str, Any], path: Path) -> MoshiCon
     keys.ignore("quantization_config", *LORA_KEYS)
     said = keys.rest()
     if kind == PERSONAPLEX and not said:
-        return PRESETS["moshi-7b"]
+        return replace(PRESETS["moshi-7b"], audio_encoder_config=mimi)
     fields = moshi_fields(said, str(path))
     return made(MoshiConfig, {**fields, "audio_encoder_config": mimi}, str(path))
 
@@ -220,7 +221,9 @@ def kind_of(keys: Keys) -> str:
     """
     kind = keys.take("model_type", str, "")
     if kind not in ("", "moshi", PERSONAPLEX):
-        raise ConfigError(f"{keys.where}: key 'model_type' is {brief(kind)}; only 'moshi' and {PERSONAPLEX!r} are supported")
+        raise ConfigError(
+            f"{keys.where}: key 'model_type' is {brief(kind)}; only 'moshi' and {PERSONAPLEX!r} are supported"
+        )
     keys.expect(stt_config={}, tts_config={})
     keys.ignore("version")
     return str(kind)

@@ -113,7 +113,7 @@ def moshi_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _speaking(dep_q: int, delays: tuple[int, ...]) -> int:
-    """The codebooks that Moshi speaks in: of a depth decoder with steps for both sides, alike in delays, the first half.
+    """Moshi's own codebooks: the first half of a depth decoder with steps for both sides, which are alike in delays.
 
     PersonaPlex and fine-tunes that also predict the user have such a one.
     """

@@ -7,6 +7,7 @@ have a place, and its shape must fit. It is lazy too: tensors go from the file t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -270,7 +271,7 @@ def _config(found: Found, layout: str, tensors: Mapping[str, Tensor], folder: Pa
         return made(MoshiConfig, {**fields, "audio_encoder_config": found.mimi_config}, where)
     # By Kyutai's own rule, a PyTorch folder without config.json is Moshi 7B; so is NVIDIA's with one that says nothing.
     if layout == "kyutai" or found.rest.get("kind") == PERSONAPLEX:
-        return PRESETS["moshi-7b"]
+        return replace(PRESETS["moshi-7b"], audio_encoder_config=found.mimi_config)
     sizes = sizes_of(tensors)
     if sizes["num_codebooks"] == sizes["audio_streams"]:  # the depth slices of both sides
         sizes["num_codebooks"] //= 2

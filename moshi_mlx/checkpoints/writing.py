@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -44,7 +45,7 @@ class Contents(NamedTuple):
     sampling_defaults: dict[str, float]
     model_id: dict[str, Any]
     personas: bool = False
-    voices: dict[str, bytes] = {}  # by their paths in the folder
+    voices: Mapping[str, bytes] = MappingProxyType({})  # by their paths in the folder
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Contents:
@@ -52,7 +53,8 @@ class Contents(NamedTuple):
         mimi = checkpoint.mimi.read()
         voices = Voices(checkpoint.folder).files() if checkpoint.personas else {}
         return cls(
-            checkpoint.config, mimi, None, checkpoint.sampling_defaults, checkpoint.model_id, checkpoint.personas, voices,
+            checkpoint.config, mimi, None, checkpoint.sampling_defaults, checkpoint.model_id,
+            checkpoint.personas, voices,
         )  # fmt: skip
 
 
@@ -141,7 +143,11 @@ def _kyutai_plan(
     said = contents.sampling_defaults
     sampling = {theirs: said[ours] for theirs, ours in SAMPLING_NAMES.items() if ours in said}
     extra = {"lm_gen_config": sampling, "model_id": contents.model_id}
-    values |= {"model_type": PERSONAPLEX if contents.personas else "moshi"} | {key: value for key, value in extra.items() if value} | more
+    values |= (
+        {"model_type": PERSONAPLEX if contents.personas else "moshi"}
+        | {key: value for key, value in extra.items() if value}
+        | more
+    )
     mimi = translation.from_mlx(translation.mimi_kyutai(mimi_config), contents.mimi)
     small = {**small, **contents.voices, TOKENIZER_NAME: contents.tokenizer, CONFIG_NAME: _json(values)}
     return Plan({**weights, MIMI_NAME: plain_blocks(mimi)}, small, {"format": form})

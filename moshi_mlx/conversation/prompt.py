@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -45,7 +47,7 @@ class Prefilled(NamedTuple):
     hidden: mx.array  # [B, hidden] of the last position
     tail: np.ndarray  # int [B, 1 + streams, R], the prompt's last columns, newest last
     length: int  # positions of the longest row
-    about: dict[str, str] = {}  # what it was made of, for people and for `load`
+    about: Mapping[str, str] = MappingProxyType({})  # what it was made of, for people and for `load`
 
     @property
     def capacity(self) -> int:
@@ -87,9 +89,7 @@ def begin(model: Moshi, prompt: Prefilled, seeds: list[int], sampling: DuplexSam
     own, user = duplex.delays_of(model.config)
     keys = mx.stack([mx.random.key(seed) for seed in seeds])
     logits = model.decoder.lm_head(prompt.hidden)
-    text, codes, keys = duplex.sample_frame(
-        model, prompt.hidden, logits, keys, sampling, *known(model, prompt, 0)
-    )
+    text, codes, keys = duplex.sample_frame(model, prompt.hidden, logits, keys, sampling, *known(model, prompt, 0))
 
     def past(back: int, delays: tuple[int, ...], first: int) -> mx.array:
         """The tokens [B, K, 1] of streams from `first` on, `back` + delay columns before the prompt's end."""
@@ -213,10 +213,14 @@ def _check_shapes(model: Moshi, prompt: Prefilled) -> None:
     capacity = prompt.capacity
     wanted = dict(flatten(helium.init_state(1, capacity=capacity)))
     got = dict(flatten(prompt.temporal))
-    streams_, back = len(config.table_rows), 2 * max(config.audio_delays) + 1
-    good = {name: leaf.shape for name, leaf in wanted.items()} == {name: leaf.shape for name, leaf in got.items()}
-    good = good and prompt.hidden.shape == (1, config.hidden_size) and prompt.tail.shape == (1, streams_, back)
-    good = good and 0 < prompt.length <= config.sliding_window and capacity <= config.sliding_window
-    good = good and 0 <= prompt.tail.min() and (prompt.tail < np.array(config.table_rows)[:, None]).all()
+    rows, back = np.array(config.table_rows), 2 * max(config.audio_delays) + 1
+    good = (
+        {name: leaf.shape for name, leaf in wanted.items()} == {name: leaf.shape for name, leaf in got.items()}
+        and prompt.hidden.shape == (1, config.hidden_size)
+        and prompt.tail.shape == (1, len(rows), back)
+        and 0 < prompt.length <= config.sliding_window
+        and capacity <= config.sliding_window
+        and bool((prompt.tail >= 0).all() and (prompt.tail < rows[:, None]).all())
+    )
     if not good:
         raise ValueError("shapes")

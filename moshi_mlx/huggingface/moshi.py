@@ -55,8 +55,8 @@ class MoshiForConditionalGeneration(Moshi):
     ) -> Session:  # fmt: skip
         """A conversation, primed and ready for its first frame.
 
-        `voice` and `persona` (of PersonaPlex: see `prompt`) come before it, or the `prompt` that was made of them or the
-        path of a saved one.
+        `voice` and `persona` (of PersonaPlex: see `prompt`) come before it, or the `prompt` that was made of them, or
+        the path of a saved one.
 
         temperature (0: greedy), top_k (0: no cut), top_p (over 0 to 1) and min_p (0 to 1) are of Moshi's sound, with
         `text_` of its text; what is not given, or None, is the checkpoint's or else Moshi's own: 0.8 and 250, 0.7 and
@@ -70,8 +70,8 @@ class MoshiForConditionalGeneration(Moshi):
         """A voice and a role, read once for any number of conversations: `session(prompt=...)`, `save_prompt`.
 
         `voice`: a name of `voices.names()`, the path of a `.pt` file or of a recording, codes int [num_codebooks, T],
-        or sound float [samples]; `persona`: who Moshi is to be, as text. Either may be left out. Raises InputError for a
-        model without personas, an unknown voice, a voice of another model, and a prompt longer than the context.
+        or sound float [samples]; `persona`: who Moshi is to be, as text. Either may be left out. Raises InputError for
+        a model without personas, an unknown voice, a voice of another model, and a prompt longer than the context.
         """
         return personas.make_prompt(self, voice, persona)
 
@@ -87,7 +87,9 @@ class MoshiForConditionalGeneration(Moshi):
         """The prompt that is meant: given, in a file, or to be made of a voice and a persona; none of them."""
         if prompt is not None:
             if voice is not None or persona is not None:
-                raise InputError("prompt: got it together with voice or persona, which it has already; give one of them")
+                raise InputError(
+                    "prompt: got it together with voice or persona, which it has already; give one of them"
+                )
             return prompt if isinstance(prompt, Prefilled) else self.load_prompt(prompt)
         return None if voice is None and persona is None else self.prompt(voice, persona)
 

@@ -74,15 +74,16 @@ def make_prompt(
 
 def after(model: MoshiForConditionalGeneration, seen: Prefilled, user: tuple[Any, Any], repeats: int) -> Prompt:
     """What the user says, in sound or codes of one row, after a prompt that has been read."""
-    columns = np.array(streams.initial_tokens(model.config), np.int32)[None, :, None]
-    later = np.zeros((1, model.config.user_codebooks, 0), np.int32)
+    columns: np.ndarray = np.array(streams.initial_tokens(model.config), np.int32)[None, :, None]
+    later: np.ndarray = np.zeros((1, model.config.user_codebooks, 0), np.int32)
     if any(part is not None for part in user):
         heard = model.streams(user_input_values=user[0], user_audio_codes=user[1])
         later = np.array(heard)[:, 1 + model.config.num_codebooks :]
     if len(later) != 1:
         raise InputError(f"user_audio_codes: got {len(later)} rows, expected one after a voice or a persona")
-    rows = [np.repeat(part, repeats, axis=0) for part in (columns, np.ones(1, np.int64), later)]
-    return Prompt(*rows, None, np.zeros((repeats, 0), np.int32), repeated(one_row(seen), repeats))
+    shown, lengths = np.zeros((repeats, 0), np.int32), np.ones(repeats, np.int64)
+    columns, later = np.repeat(columns, repeats, axis=0), np.repeat(later, repeats, axis=0)
+    return Prompt(columns, lengths, later, None, shown, repeated(one_row(seen), repeats))
 
 
 def _is_given(input_ids: Any, user: tuple[Any, Any], moshi: tuple[Any, Any], embeds: mx.array | None) -> bool:

@@ -1,4 +1,4 @@
-"""Depth slices of the user's side: PersonaPlex and some fine-tunes of Moshi have trained them, no conversation reads them.
+"""Depth slices of the user's side, which PersonaPlex and some fine-tunes have trained and no conversation reads.
 
 Such a file has a step of the depth decoder for every codebook that the model reads. What the steps of the user's side
 draw is always replaced by what the user says, and each step sees those before it alone: without them Moshi's own

@@ -29,11 +29,12 @@ STORAGES = {
     "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1",
     "BoolStorage": "?",
 }  # fmt: skip
-OPERATIONS = frozenset(
-    "PROTO FRAME STOP MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 SETITEM SETITEMS APPEND APPENDS "
-    "NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINPUT LONG_BINPUT MEMOIZE "
-    "BINGET LONG_BINGET GLOBAL STACK_GLOBAL BINPERSID REDUCE".split()
-)
+_OPERATIONS = """
+PROTO FRAME STOP MARK MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL STACK_GLOBAL BINPERSID REDUCE
+EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 SETITEM SETITEMS APPEND APPENDS
+NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE
+"""
+OPERATIONS = frozenset(_OPERATIONS.split())
 
 
 class _Type(NamedTuple):
@@ -45,7 +46,7 @@ class _Type(NamedTuple):
 class _Storage(NamedTuple):
     type: _Type
     key: str
-    count: int
+    length: int
 
 
 def read(file: str | Path | BinaryIO, name: str = "") -> dict[str, np.ndarray]:
@@ -94,8 +95,9 @@ def _check_operations(program: bytes, name: str) -> None:
         if operation.name not in OPERATIONS:
             raise CheckpointError(f"{name}: its pickle has the operation {operation.name}, which tensors do not need")
         if operation.name == "GLOBAL":
-            _allowed(*str(argument).split(" ", 1), name=name)
-        if operation.name in ("LONG_BINPUT", "LONG_BINGET") and argument > len(program):
+            module, _, what = str(argument).partition(" ")
+            _allowed(module, what, name)
+        if operation.name in ("LONG_BINPUT", "LONG_BINGET") and int(argument or 0) > len(program):
             raise CheckpointError(f"{name}: its pickle is broken (memo {argument})")
 
 
@@ -128,11 +130,13 @@ class _View(NamedTuple):
 
 def _rebuilt(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _View:
     whole = [offset, *shape, *strides]
-    fits = isinstance(storage, _Storage) and len(shape) == len(strides) and all(type(n) is int and n >= 0 for n in whole)
-    if not fits or prod(shape) > storage.count:
+    fits = (
+        isinstance(storage, _Storage) and len(shape) == len(strides) and all(type(n) is int and n >= 0 for n in whole)
+    )
+    if not fits or prod(shape) > storage.length:
         raise ValueError("a tensor that its storage does not hold")
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if prod(shape) and last >= storage.count:
+    if prod(shape) and last >= storage.length:
         raise ValueError("a tensor that reaches beyond its storage")
     return _View(storage, offset, tuple(shape), tuple(strides))
 
@@ -162,9 +166,9 @@ class _Reader(pickle.Unpickler):
         """The tensor's own copy of its values."""
         dtype = np.dtype(STORAGES[view.storage.type.name])
         raw = self._archive.read(self._folder + view.storage.key)
-        if len(raw) < view.storage.count * dtype.itemsize:
+        if len(raw) < view.storage.length * dtype.itemsize:
             raise ValueError(f"storage {view.storage.key!r} is cut off")
-        flat = np.frombuffer(raw, dtype, view.storage.count)[view.offset :]
+        flat = np.frombuffer(raw, dtype, view.storage.length)[view.offset :]
         steps = [step * dtype.itemsize for step in view.strides]
         values = np.lib.stride_tricks.as_strided(flat, view.shape, steps, writeable=False).copy()
         if view.storage.type.name == "BFloat16Storage":

@@ -1,4 +1,4 @@
-"""The voices that lie beside a checkpoint: a folder `voices`, or NVIDIA's archive `voices.tgz`, which is never unpacked.
+"""The voices beside a checkpoint: a folder `voices`, or NVIDIA's archive `voices.tgz`, which is never unpacked.
 
 They are asked for by name, and a name is never a path: what is not in the list does not exist.
 """
@@ -61,7 +61,11 @@ class Voices:
             where = f"{self.folder / VOICES_ARCHIVE_NAME}: {stem}{TORCH_SUFFIX}"
             return _voice(torch_file.read(io.BytesIO(archived[stem]), where), stem, where)
         known = self.names()
-        listed = ", ".join(known) if known else f"none (there is no {VOICES_ARCHIVE_NAME} and no folder {VOICES_FOLDER_NAME})"
+        listed = (
+            ", ".join(known)
+            if known
+            else f"none (there is no {VOICES_ARCHIVE_NAME} and no folder {VOICES_FOLDER_NAME})"
+        )
         raise InputError(
             f"voice: {name!r} is no voice of {self.folder}, which has {listed}; or give the path of a .pt file or of a "
             "recording"
