@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..checkpoints import huggingface_config, kyutai_config
+from ..checkpoints.finding import kind_of
+from ..checkpoints.keys import Keys
 from ..models import config as plain
 from . import pretrained
 
@@ -89,7 +91,9 @@ class MoshiConfig(_Written, plain.MoshiConfig):
     @classmethod
     def from_kyutai(cls, values: Mapping[str, Any], where: str, mimi: plain.MimiConfig | None = None) -> MoshiConfig:
         """From the language model's part of Kyutai's `config.json`."""
-        return cls(**kyutai_config.moshi_fields(values, where), audio_encoder_config=mimi or MimiConfig())
+        keys = Keys(values, where)
+        kind_of(keys)
+        return cls(**kyutai_config.moshi_fields(keys.rest(), where), audio_encoder_config=mimi or MimiConfig())
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> MoshiConfig:

@@ -1,8 +1,7 @@
 """Offline generation: a prompt in one prefill, then the live path's own step, position by position.
 
-The prompt is what `streams` aligns: initial tokens, then the columns of three synchronised streams, delayed. What a
-position samples for a delayed codebook where the prompt already says it, is replaced by what the prompt says. From
-there on the state is that of a live conversation, and `duplex.language_step` goes on.
+The prompt's prefill is `conversation.prompt`'s, the same as a live session's; from there on the state is that of a
+live conversation, and `duplex.language_step` goes on.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ import mlx.core as mx
 import numpy as np
 
 from .. import inputs
-from ..conversation import duplex, streams
+from ..conversation import duplex
 from ..conversation.duplex import DuplexSampling
+from ..conversation.prompt import Columns, begin, grown, known, prefill
 from ..conversation.session import Frame
 from ..conversation.text import TextDecoder
 from ..errors import InputError
 from ..inputs import Number, Whole
 from ..models.sampling import MOSHI, NAMES, Sampling, StreamSettings
-from ..models.state import State
 from .outputs import GenerateOutput
-from .prompt import Prompt, make_prompt, new_token_count, tokens_before
+from .prompt import Prompt, after, make_prompt, new_token_count
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -55,6 +54,9 @@ def generate(
     concat_unconditional_inputs: bool = True,
     *,
     attention_mask: Any = None,
+    voice: Any = None,
+    persona: str | None = None,
+    prompt: Any = None,
     max_new_tokens: int | None = None,
     max_length: int | None = None,
     num_return_sequences: int = 1,
@@ -71,6 +73,9 @@ def generate(
     codes are still needed, for the delays. `concat_unconditional_inputs` puts a column of initial tokens before the
     prompt, where no inputs_embeds are given. `attention_mask` [B, T] is 0 at padding, before or behind a row.
 
+    `voice` and `persona` (see `MoshiForConditionalGeneration.prompt`), or the `prompt` that was made of them, take
+    the place of the prompt's columns: the user's stream begins after them, and what is returned is new.
+
     `max_new_tokens`, or `max_length` with the prompt and its initial column (default: 20 new ones, in all at most
     `max_position_embeddings`); N new tokens are N - max delay new frames. temperature (0: greedy), top_k (0: no cut),
     top_p (over 0 to 1) and min_p (0 to 1) are of the text, with `depth_` of the codes; what is not given is the
@@ -82,12 +87,18 @@ def generate(
     prompt). Raises InputError, naming the argument.
     """
     inputs.check_repeats(num_return_sequences)
-    prompt = make_prompt(
-        model, input_ids, (user_input_values, user_audio_codes), (moshi_input_values, moshi_audio_codes),
-        inputs_embeds, concat_unconditional_inputs, attention_mask, num_return_sequences,
-    )  # fmt: skip
+    user, moshi = (user_input_values, user_audio_codes), (moshi_input_values, moshi_audio_codes)
+    seen = model.prompt_of(voice, persona, prompt)
+    if seen is None:
+        prompt = make_prompt(
+            model, input_ids, user, moshi, inputs_embeds, concat_unconditional_inputs, attention_mask,
+            num_return_sequences,
+        )  # fmt: skip
+    else:
+        _refuse_beside_persona(input_ids, *moshi, inputs_embeds, attention_mask)
+        prompt = after(model, seen, user, num_return_sequences)
     _check_streamer(streamer, len(prompt.lengths))
-    count = new_token_count(max_new_tokens, max_length, prompt.columns.shape[2], model.config.max_position_embeddings)
+    count = new_token_count(max_new_tokens, max_length, prompt.length, model.config.max_position_embeddings)
     text, sampled = _run(model, prompt, count, _sampling(model, settings), seed, streamer)
     if streamer is not None:
         streamer.end()
@@ -111,6 +122,13 @@ def _sampling(model: MoshiForConditionalGeneration, settings: GenerateSettings) 
     return DuplexSampling(of("", "text_", do_sample), of("depth_", "", settings.get("depth_do_sample", do_sample)))
 
 
+def _refuse_beside_persona(*given: Any) -> None:
+    names = ("input_ids", "moshi_input_values", "moshi_audio_codes", "inputs_embeds", "attention_mask")
+    for name, value in zip(names, given, strict=True):
+        if value is not None:
+            raise InputError(f"{name}: got it together with a voice or a persona, which take its place")
+
+
 def _check_streamer(streamer: Any, rows: int) -> None:
     if streamer is not None and rows > 1:
         raise InputError(f"streamer: got {rows} rows to generate, expected one")
@@ -123,8 +141,14 @@ def _run(
     model: MoshiForConditionalGeneration, prompt: Prompt, count: int, sampling: DuplexSampling, seed: int, streamer: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """-> new text int [B, count], and the codes that each new position sampled, int [B, num_codebooks, count]."""
-    state = _prefill(model, prompt, count, sampling, seed)
-    step = mx.compile(lambda codes, state: duplex.language_step(model, codes, state, sampling))
+    seen = prompt.seen
+    if seen is None:
+        seen = prefill(model, Columns(prompt.columns, prompt.lengths, prompt.embeds), count)
+    else:
+        seen = grown(seen, min(model.config.sliding_window, seen.length + count))
+    state = begin(model, seen, [seed + row for row in range(len(prompt.lengths))], sampling)
+    mx.eval(state)
+    step = mx.compile(lambda codes, state, *given: duplex.language_step(model, codes, state, sampling, *given))
     silence = np.array(model.audio_encoder.encode(
         mx.zeros((1, model.config.audio_encoder_config.frame_size)), num_quantizers=model.config.user_codebooks
     ).audio_codes)[:, :, 0]  # fmt: skip
@@ -133,61 +157,12 @@ def _run(
     watch.put(texts[-1], sampled)
     for n in range(count - 1):
         user = prompt.later[:, :, n] if n < prompt.later.shape[2] else np.repeat(silence, len(prompt.lengths), axis=0)
-        text, _, state = step(mx.array(user), state)
-        _keep_known(model, prompt, state, n + 1)
+        text, _, state = step(mx.array(user), state, *known(model, seen, n + 1))
         mx.eval(text, state)
         texts.append(np.array(text))
         sampled.append(np.array(state["own"])[:, :, -1])
         watch.put(texts[-1], sampled)
     return np.stack(texts, axis=1), np.stack(sampled, axis=2)
-
-
-def _prefill(
-    model: MoshiForConditionalGeneration, prompt: Prompt, count: int, sampling: DuplexSampling, seed: int
-) -> State:
-    """The state of a live conversation whose last position is the prompt's last."""
-    config, batch = model.config, len(prompt.lengths)
-    initial = streams.initial_tokens(config)
-    embeds = prompt.embeds
-    if embeds is None:
-        seen = streams.shifted(mx.array(prompt.columns), [0, *config.audio_delays], initial)
-        embeds = model.decoder.model.embed(seen)
-    lengths = mx.array(prompt.lengths.astype(np.int32))
-    mask = None if (prompt.lengths == embeds.shape[1]).all() else mx.arange(embeds.shape[1]) < lengths[:, None]
-    out = model.decoder.model(inputs_embeds=embeds, attention_mask=mask, use_cache=True, room=count)
-    hidden = mx.take_along_axis(out.last_hidden_state, lengths[:, None, None] - 1, axis=1).squeeze(1)
-    keys = mx.stack([mx.random.key(seed + row) for row in range(batch)])
-    text, codes, keys = duplex.sample_frame(model, hidden, model.decoder.lm_head(hidden), keys, sampling)
-    own, user = duplex.delays_of(config)
-
-    def past(back: int, delays: list[int] | tuple[int, ...], first: int) -> mx.array:
-        """The tokens [B, K, 1] of streams from `first` on, `back` + delay columns before the prompt's end."""
-        return mx.array(tokens_before(prompt, [back + delay for delay in delays], first, initial[1]))[:, :, None]
-
-    state = {
-        # Rings and tokens hold what is before a stream's start: no position of this state needs to be told.
-        "offset": lengths + max(config.audio_delays) + 1,
-        "keys": keys,
-        "text": text,
-        "own": mx.concatenate([*(past(i, own, 1) for i in range(max(own), 0, -1)), codes[:, :, None]], axis=2),
-        "user": mx.concatenate([past(1 + i, [0] * len(user), 1 + len(own)) for i in range(max(user), -1, -1)], axis=2),
-        "temporal": out.past_key_values,
-    }
-    _keep_known(model, prompt, state, 0)
-    mx.eval(state)
-    return state
-
-
-def _keep_known(model: MoshiForConditionalGeneration, prompt: Prompt, state: State, step: int) -> None:
-    """Put back what the prompt says of delayed codebooks where the position `step` after its last sampled them."""
-    own, _ = duplex.delays_of(model.config)
-    known = np.array([delay > step for delay in own])
-    if not known.any():
-        return
-    said = tokens_before(prompt, [max(1, delay - step) for delay in own], 1, model.config.audio_vocab_size)
-    before, last = mx.split(state["own"], [max(own)], axis=2)
-    last = mx.where(mx.array(known)[:, None], mx.array(said)[:, :, None], last)
-    state["own"] = mx.concatenate([before, last], axis=2)
 
 
 # --- what comes out -------------------------------------------------------------------------------------------------

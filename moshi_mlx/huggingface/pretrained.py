@@ -63,7 +63,7 @@ def moshi(
 
 
 def _opened(folder: Path, config: MoshiConfig | None) -> Checkpoint:
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, config)
     if config is None:
         return checkpoint
     ours, theirs = ({**language_shapes(c), **mimi_shapes(c.audio_encoder_config)} for c in (config, checkpoint.config))
@@ -185,7 +185,7 @@ def config_of(path_or_hub_id: str | Path) -> MoshiConfig:
     values, where, folder = _config_json(path_or_hub_id)
     if values.get("depth_decoder_config") is not None:
         return made(MoshiConfig, huggingface_config.moshi_fields(values, where), where)
-    if "n_q" in values and "dep_q" in values and values["dep_q"]:
+    if (values.get("dep_q") and "n_q" in values) or values.get("model_type") == finding.PERSONAPLEX:
         return finding.config_of_keys(folder, values, Path(where))
     folder = local_folder(path_or_hub_id)
     helium = _helium_file(folder)
