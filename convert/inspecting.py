@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from moshi_mlx.checkpoints import hub
+from moshi_mlx.checkpoints.personas.voices import Voices
 from moshi_mlx.checkpoints.quantization import PARTS, Quantization
 from moshi_mlx.checkpoints.reading import LAYOUTS, Checkpoint, open_checkpoint, read_tokenizer
 from moshi_mlx.checkpoints.safetensors import FLOATS
@@ -84,15 +85,30 @@ def describe(checkpoint: Checkpoint) -> list[str]:
     codec = config.audio_encoder_config
     return [
         f"layout: {LAYOUTS[checkpoint.layout]}",
+        *_personas(checkpoint),
         f"temporal transformer: {config.num_hidden_layers} layers of {config.hidden_size}, "
         f"{config.num_attention_heads} heads, context {config.sliding_window}",
-        f"depth decoder: {depth.num_codebooks} steps, {depth.num_hidden_layers} layers of {depth.hidden_size}",
+        f"depth decoder: {_steps(checkpoint)}, {depth.num_hidden_layers} layers of {depth.hidden_size}",
         f"streams: text of {config.vocab_size}, {len(config.audio_delays)} of sound of {config.audio_vocab_size}, "
         f"delays {list(config.audio_delays)}",
         f"language model: {count:,} weights, {', '.join(types)}, {size(sum(t.info.nbytes for t in tensors.values()))}",
         f"codec: {codec.num_quantizers} codebooks of {codec.codebook_size}, {size(sum(t.info.nbytes for t in mimi))}",
         *(f"bits: {line}" for line in bits_lines(checkpoint.quantized) or ["not quantized"]),
     ]
+
+
+def _steps(checkpoint: Checkpoint) -> str:
+    own = checkpoint.config.num_codebooks
+    if checkpoint.depth_steps <= own:
+        return f"{own} steps"
+    return f"{own} of {checkpoint.depth_steps} steps (the others are the user's side, and not read)"
+
+
+def _personas(checkpoint: Checkpoint) -> list[str]:
+    if not checkpoint.personas:
+        return []
+    names = Voices(checkpoint.folder).names()
+    return [f"kind: PersonaPlex, a Moshi that takes a voice and a persona; voices: {', '.join(names) or 'none here'}"]
 
 
 def _weights(checkpoint: Checkpoint, name: str) -> int:

@@ -64,7 +64,7 @@ def train(folder: Path, say: Say = print) -> None:
     """Put conversations together and train on them, going on where an earlier run was ended."""
     model, prepared, run = base(folder), folder / "prepared", folder / "language"
     heard = [f"--data={folder / 'dialogues'}", f"--output={prepared / 'heard'}"]
-    _run(trainer.main, ["prepare", f"--model={model}", *heard])
+    _run(trainer.main, ["prepare", "--keep-and-shift", f"--model={model}", *heard])
     streams.write(moshi_mlx.load(model), folder, prepared / "train", say=say)
     shutil.copytree(prepared / "heard" / "train", prepared / "valid", dirs_exist_ok=True)
     resumed = [f"--resume-adapter-file={run / STATE_NAME}"] if (run / STATE_NAME).exists() else []

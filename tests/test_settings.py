@@ -75,7 +75,7 @@ def test_a_name_that_does_not_exist_is_refused_as_python_does(model, name):
 
 def test_a_session_made_by_its_model_takes_what_a_session_takes():
     of_class, of_model = (set(inspect.signature(CALLS[name][0]).parameters) for name in ("Session", "session"))
-    assert of_model - {"self"} == of_class - {"model"}
+    assert of_model - {"self", "voice", "persona"} == of_class - {"model"}
 
 
 @EACH

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import soundfile
-from helpers import golden
+from helpers import GOLDENS, golden
 
 from moshi_mlx.checkpoints import adapters
 from moshi_mlx.checkpoints.filling import module_at
@@ -55,3 +55,15 @@ def tones(folder, count=4, rate=24000, pairs=(), seconds=2.0, **names):
         words = [["time", [1.0, 1.3], "SPEAKER_MAIN"], ["is", [1.7, 1.9], "SPEAKER_MAIN"], ["hm", [0, 0.5], "USER"]]
         (folder / f"{n}.json").write_text(json.dumps({"alignments": words} if n % 2 else words))
     return folder
+
+
+SETTINGS = {"batch_size": 2, "iters": 8, "learning_rate": 3e-3, "rank": 2, "duration_sec": 1, "save_every": 2,
+            "steps_per_report": 4, "steps_per_eval": 4}  # fmt: skip
+FEW = {"iters": 4, "save_every": 4, "steps_per_eval": 2}
+
+
+def command(data, folder, **settings):
+    """The arguments of a training run of the golden model."""
+    values = {"model": GOLDENS / "moshi_tiny", "data": data, "adapter_path": folder} | SETTINGS | settings
+    flags = [(f"--{name.replace('_', '-')}", value) for name, value in values.items()]
+    return [part for flag, value in flags for part in ([flag] if value is True else [flag, str(value)])]

@@ -61,7 +61,8 @@ class Material:
         ]
         end, padding = self.model.config.silent_text_tokens
         rate = self.model.config.audio_encoder_config.frame_rate
-        return text.align(words, self.model.tokenizer, LENGTH // FRAME, rate, padding, end).astype(np.uint16)
+        stream = text.align(words, self.model.tokenizer, LENGTH // FRAME, rate, padding, end, shift=True)
+        return stream.astype(np.uint16)
 
 
 def _frames(turn: Placed) -> int:

@@ -159,7 +159,11 @@ def read(path_or_hub_id: str | Path, config: MoshiConfig) -> Adapter:
             raise CheckpointError(f"{what} has the type {info.dtype}, expected a float")
         if len(info.shape) != 2 or 0 in info.shape:
             raise CheckpointError(f"{what} has the shape {clipped(str(list(info.shape)))}, expected a matrix")
-    return Adapter(path, _split_fused(load_lazily(path), config), _scale(path.parent))
+    tensors = load_lazily(path)
+    for name, tensor in tensors.items():
+        if not mx.isfinite(tensor).all().item():
+            raise CheckpointError(f"{path}: is damaged: tensor {brief(name)} holds values that are no numbers")
+    return Adapter(path, _split_fused(tensors, config), _scale(path.parent))
 
 
 def _scale(folder: Path) -> float:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError, InputError, brief
-from ..models.config import MimiConfig, MoshiConfig
+from ..models.config import PRESETS, MimiConfig, MoshiConfig
 from ..models.sampling import Sampling
 from .disk.files import inside, read_json, regular
 from .hub import local_file
@@ -29,6 +30,7 @@ from .names import (
 from .safetensors import Tensor, stored
 
 SAMPLING_NAMES = {"temp": "temperature", "temp_text": "text_temperature", "top_k": "top_k", "top_k_text": "text_top_k"}
+PERSONAPLEX = "personaplex"
 LORA_KEYS = ("lora", "lora_name", "lora_rank", "lora_scaling")
 
 
@@ -59,28 +61,33 @@ def find_kyutai(folder: Path, config: dict[str, Any] | None, path: Path) -> Foun
         mimi, tokenizer = (_existing(folder, name) for name in (MIMI_NAME, TOKENIZER_NAME))
         return Found(weights, mimi, tokenizer, None, MimiConfig(), {})
     keys = Keys(config, str(path))
-    _refuse_other_models(keys)
+    kind = kind_of(keys)
     weights = weights_of(folder, keys.take("moshi_name", str, None), str(path))
     mimi = _existing(folder, keys.take("mimi_name", str, MIMI_NAME), str(path))
     tokenizer = _existing(folder, keys.take("tokenizer_name", str, TOKENIZER_NAME), str(path))
-    mimi_config = _mimi_config(folder, keys, unnamed=path.name == SIZES_NAME)
+    mimi_config = _mimi_config(folder, keys, unnamed=path.name == SIZES_NAME or kind == PERSONAPLEX)
     rest = {
+        "kind": kind,
         "lm_gen_config": keys.take("lm_gen_config", dict, {}),
         "model_id": keys.take("model_id", dict, {}),
         "quantization": _quantization(keys),
         "lora": _lora(folder, keys, weights),
     }
-    return Found(weights, mimi, tokenizer, keys.rest(), mimi_config, rest)
+    said = keys.rest()
+    return Found(weights, mimi, tokenizer, said if said or kind != PERSONAPLEX else None, mimi_config, rest)
 
 
 def config_of_keys(folder: Path, config: dict[str, Any], path: Path) -> MoshiConfig:
     """The config that the keys of a folder in one of Kyutai's layouts say; no other file of it is needed."""
     keys = Keys(config, str(path))
-    _refuse_other_models(keys)
-    mimi = _mimi_config(folder, keys, unnamed=path.name == SIZES_NAME)
+    kind = kind_of(keys)
+    mimi = _mimi_config(folder, keys, unnamed=path.name == SIZES_NAME or kind == PERSONAPLEX)
     keys.ignore("moshi_name", "mimi_name", "tokenizer_name", "lm_gen_config", "model_id", "quantization")
     keys.ignore("quantization_config", *LORA_KEYS)
-    fields = moshi_fields(keys.rest(), str(path))
+    said = keys.rest()
+    if kind == PERSONAPLEX and not said:
+        return replace(PRESETS["moshi-7b"], audio_encoder_config=mimi)
+    fields = moshi_fields(said, str(path))
     return made(MoshiConfig, {**fields, "audio_encoder_config": mimi}, str(path))
 
 
@@ -207,10 +214,19 @@ def _only(folder: Path, names: Iterable[str]) -> str:
     return found[0]
 
 
-def _refuse_other_models(keys: Keys) -> None:
-    """Take out Kyutai's keys that describe the checkpoint; what this package cannot honour is refused by name."""
-    keys.expect(model_type="moshi")
+def kind_of(keys: Keys) -> str:
+    """What kind of model the keys say that this is, "" for none; what cannot be honoured is refused by name.
+
+    A PersonaPlex of NVIDIA's says its kind and no more: its sizes are Moshi's.
+    """
+    kind = keys.take("model_type", str, "")
+    if kind not in ("", "moshi", PERSONAPLEX):
+        raise ConfigError(
+            f"{keys.where}: key 'model_type' is {brief(kind)}; only 'moshi' and {PERSONAPLEX!r} are supported"
+        )
     keys.expect(stt_config={}, tts_config={})
+    keys.ignore("version")
+    return str(kind)
 
 
 def sampling_defaults(values: dict[str, Any], where: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError, InputError, MoshiError, brief, clipped
 from .disk.files import inside, read_json
-from .names import CONFIG_NAME, INDEX_NAME, SMALL, needed, needed_of_adapter
+from .names import CONFIG_NAME, INDEX_NAME, MINIATURE, MINIATURE_FOLDER, SMALL, needed, needed_of_adapter
 
 TIMEOUT = 10.0  # seconds, for the list of a repository's files
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -31,7 +31,7 @@ class Sizes(NamedTuple):
 def local_folder(
     path_or_hub_id: str | Path, revision: str | None = None, only: Only = None, more: Collection[str] = ()
 ) -> Path:
-    """The folder itself, or that of the hub's repository, downloaded where it is not at hand yet.
+    """The folder itself, that of "miniature", or that of the hub's repository, downloaded where it is not at hand yet.
 
     `revision` is a branch, tag or commit of the repository. `only` "config" fetches what says the sizes, "adapter"
     an adapter; `more` are names of small files that are fetched too where they exist. Raises CheckpointError for a
@@ -40,16 +40,21 @@ def local_folder(
     if not isinstance(path_or_hub_id, (str, os.PathLike)):
         raise InputError(f"path_or_hub_id: got {brief(path_or_hub_id)}, expected a path or a hub id")
     name = os.fspath(path_or_hub_id)
-    path = _expanded(name)
+    path = named_folder(path_or_hub_id)
     if os.path.isdir(path):
         return _listed(path)
     if os.path.lexists(path):
         raise CheckpointError(f"{name}: is a file, expected a folder that holds a checkpoint")
     if not is_hub_id(path_or_hub_id):
         raise CheckpointError(
-            f"{clipped(name)}: no such folder; expected one, or a hub id such as kyutai/moshiko-mlx-q4"
+            f'{clipped(name)}: no such folder; expected one, "miniature", or a hub id such as kyutai/moshiko-mlx-q4'
         )
     return _download(name, revision, only, more)
+
+
+def named_folder(name: str | os.PathLike[str]) -> Path:
+    """Where a folder of that name is, or would be: the miniature is in the package."""
+    return MINIATURE_FOLDER if name == MINIATURE else _expanded(os.fspath(name))
 
 
 def is_hub_id(name: str | os.PathLike[str]) -> bool:

@@ -70,11 +70,12 @@ def moshi_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         f"{where}: key 'delays' has {len(delays)} values, expected {brief(n_q + 1)} (text, then n_q = {brief(n_q)})",
     )
     require(delays[0] == 0, f"{where}: key 'delays' gives text a delay of {brief(delays[0])}, expected 0")
+    speaking = _speaking(dep_q, delays)
     common = {
         "vocab_size": keys.take("text_card", int),
         "audio_vocab_size": keys.take("card", int),
         "rms_norm_eps": _norm_eps(keys),
-        "num_codebooks": dep_q,
+        "num_codebooks": speaking,
     }
     repeat = keys.take("kv_repeat", int, 1)
     hidden_scale = keys.take("hidden_scale", float, 4.0)
@@ -82,7 +83,7 @@ def moshi_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         0 < hidden_scale <= MAX_HIDDEN_SCALE,
         f"{where}: key 'hidden_scale' is {hidden_scale!r}, expected a number above 0 and at most {MAX_HIDDEN_SCALE}",
     )
-    depth = _depth_fields(keys, dim, common, hidden_scale, repeat)
+    depth = _depth_fields(keys, dim, dep_q, common, hidden_scale, repeat)
     heads = keys.take("num_heads", int)
     fields = {
         "hidden_size": dim,
@@ -109,6 +110,16 @@ def moshi_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     keys.ignore("extra_heads_dim", "lora_rank", "lora_scaling", "gradient_checkpointing")
     keys.finish()
     return fields
+
+
+def _speaking(dep_q: int, delays: tuple[int, ...]) -> int:
+    """Moshi's own codebooks: the first half of a depth decoder with steps for both sides, which are alike in delays.
+
+    PersonaPlex and fine-tunes that also predict the user have such a one.
+    """
+    half = dep_q // 2
+    both = dep_q == len(delays) - 1 and dep_q % 2 == 0 and delays[1 : 1 + half] == delays[1 + half :]
+    return half if both else dep_q
 
 
 def text_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -162,12 +173,14 @@ def _gated_ffn_dim(dim: int, dim_feedforward: int) -> int:
 
 
 def _depth_fields(
-    keys: Keys, input_size: int, common: dict[str, Any], hidden_scale: float, repeat: int
+    keys: Keys, input_size: int, dep_q: int, common: dict[str, Any], hidden_scale: float, repeat: int
 ) -> dict[str, Any]:
     dim = keys.take("depformer_dim", int)
     heads = keys.take("depformer_num_heads", int)
     feedforward = keys.take("depformer_dim_feedforward", int, None)
     schedule = keys.numbers("depformer_weights_per_step_schedule", None)
+    if schedule is not None and len(schedule) == dep_q:
+        schedule = schedule[: common["num_codebooks"]]
     keys.expect(
         depformer_causal=True, depformer_layer_scale=None, depformer_gating="silu", depformer_pos_emb="none",
         depformer_norm=None,

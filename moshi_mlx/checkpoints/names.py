@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
+MINIATURE = "miniature"  # the model in the package, wherever a model is named; ./miniature is a folder
+MINIATURE_FOLDER = Path(__file__).parents[1] / "assets" / MINIATURE
 MODEL_NAMES = ("model.safetensors", "model.q8.safetensors", "model.q4.safetensors")
 CONSOLIDATED_NAME = "consolidated.safetensors"  # what Kyutai's trainer writes of a whole model
 INDEX_NAME = "model.safetensors.index.json"
@@ -18,6 +21,7 @@ SAMPLING_NAME = "generation_config.json"
 HELIUM_NAMES = "helium*.safetensors"
 ADAPTER_NAME, ADAPTER_CONFIG_NAME = "adapters.safetensors", "adapter_config.json"
 KYUTAI_ADAPTER_NAME = "lora.safetensors"
+VOICES_FOLDER_NAME, VOICES_ARCHIVE_NAME = "voices", "voices.tgz"  # of a PersonaPlex
 
 SMALL = (CONFIG_NAME, SIZES_NAME, MIMI_CONFIG_NAME, SAMPLING_NAME, ADAPTER_CONFIG_NAME, INDEX_NAME)
 """Files that say which others are needed; read first."""
@@ -44,7 +48,8 @@ def needed(names: Collection[str], config: dict[str, Any], shards: Collection[st
     own += [name for name in (_text(config.get("mimi_config_name")), _text(config.get("lora_name"))) if name]
     if config.get("lora") and KYUTAI_ADAPTER_NAME in names:
         own.append(KYUTAI_ADAPTER_NAME)
-    return [name for name in (*weights, *dict.fromkeys(own)) if "://" not in name]
+    voices = [name for name in names if name == VOICES_ARCHIVE_NAME or name.startswith(f"{VOICES_FOLDER_NAME}/")]
+    return [name for name in (*weights, *dict.fromkeys(own), *voices) if "://" not in name]
 
 
 def needed_of_adapter(names: Collection[str]) -> list[str]:

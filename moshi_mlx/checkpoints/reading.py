@@ -7,6 +7,7 @@ have a place, and its shape must fit. It is lazy too: tensors go from the file t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,10 +19,12 @@ from ..models.moshi import Moshi
 from . import huggingface_config, kyutai_config, layouts, quantization, translation
 from .disk.files import read_bytes
 from .filling import fill, language_shapes, mimi_shapes
-from .finding import Found, config_of, find_huggingface, find_kyutai, sampling_defaults, stored_in
+from .finding import PERSONAPLEX, Found, config_of, find_huggingface, find_kyutai, sampling_defaults, stored_in
 from .hub import local_file
 from .keys import made
 from .names import CONFIG_NAME
+from .personas.slices import Slices, slices_of
+from .personas.voices import Voices
 from .quantization import Quantization
 from .safetensors import FLOATS, Tensor, load_lazily, stored
 from .sizes import check_codec_sizes, check_sizes, sizes_of, sizes_of_preset
@@ -66,6 +69,8 @@ class Checkpoint(NamedTuple):
     sampling_defaults: dict[str, float]
     lora: dict[str, Any]  # Kyutai's keys lora, lora_name, lora_rank, lora_scaling, where there are any
     model_id: dict[str, Any]
+    depth_steps: int  # of the file; those beyond the config's codebooks are the user's, and not read
+    personas: bool  # whether it takes a voice and a persona
 
 
 def build(checkpoint: Checkpoint, dtype: mx.Dtype | None, kind: type[M]) -> M:
@@ -85,6 +90,7 @@ def build(checkpoint: Checkpoint, dtype: mx.Dtype | None, kind: type[M]) -> M:
     if checkpoint.tokenizer:
         model.tokenizer = read_tokenizer(checkpoint.tokenizer, checkpoint.config)
     model.sampling_defaults = checkpoint.sampling_defaults
+    model.voices = Voices(checkpoint.folder) if checkpoint.personas else None
     model.eval()
     return model
 
@@ -105,9 +111,10 @@ def check_dtype(dtype: Any) -> mx.Dtype | None:
     return FLOAT_TYPES[name]
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, sizes: MoshiConfig | None = None) -> Checkpoint:
     """The checkpoint in a folder; of its tensors only names, types and shapes are looked at.
 
+    `sizes` are taken where no file of the folder says any, in the place of a preset's.
     Raises CheckpointError or ConfigError where a part is missing, odd or contradicts another.
     """
     values, path = config_of(folder)
@@ -119,12 +126,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         layout, config = "huggingface", made(MoshiConfig, fields, str(path))
         check_sizes(config, tensors, str(path))
         language, mimi = _huggingface_parts(tensors, files, config)
+        slices = Slices(config.num_codebooks, 0, frozenset())
     else:
         layout = _layout(tensors, folder)
-        config = _config(found, layout, tensors, folder, str(path))
+        config = sizes if sizes and not found.lm_config else _config(found, layout, tensors, folder, str(path))
         check_sizes(config, tensors, str(path))
-        pieces = translation.kyutai_pytorch(config, _generation(tensors)) if layout == "kyutai" else ()
-        language = Part(tensors, list(pieces), files)
+        slices, language = _language(layout, config, tensors, files, folder)
         mimi = _kyutai_mimi(found.mimi, config.audio_encoder_config)
     quantized = check_language(language, config)
     check_mimi(mimi, config.audio_encoder_config)
@@ -133,8 +140,27 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(
         folder, layout, config, language, mimi, quantized, found.tokenizer,
         sampling_defaults(found.rest.get("lm_gen_config") or {}, f"{path}: lm_gen_config"),
-        found.rest.get("lora") or {}, found.rest.get("model_id") or {},
+        found.rest.get("lora") or {}, found.rest.get("model_id") or {}, slices.steps,
+        _takes_personas(found.rest.get("kind"), slices, config, Voices(folder)),
     )  # fmt: skip
+
+
+def _language(
+    layout: str, config: MoshiConfig, tensors: dict[str, Tensor], files: dict[str, Path], folder: Path
+) -> tuple[Slices, Part]:
+    """The language model in one of Kyutai's layouts, without the depth slices that do not speak."""
+    generation = _generation(tensors)
+    slices = slices_of(tensors, config, layout, generation, str(folder))
+    spare = slices.sets - max(config.depth_decoder_config.schedule) - 1
+    pieces = translation.kyutai_pytorch(config, generation, spare) if layout == "kyutai" else ()
+    read = {name: tensor for name, tensor in tensors.items() if name not in slices.unread}
+    return slices, Part(read, list(pieces), {name: files[name] for name in read})
+
+
+def _takes_personas(kind: str | None, slices: Slices, config: MoshiConfig, voices: Voices) -> bool:
+    """Whether this is a PersonaPlex: it says so; or it says nothing, or has voices, and predicts both sides."""
+    both = slices.steps > config.num_codebooks
+    return kind == PERSONAPLEX or (both and not kind) or ((both or kind is None) and voices.there)
 
 
 def _layout(tensors: Mapping[str, Tensor], where: Path) -> str:
@@ -243,9 +269,12 @@ def _config(found: Found, layout: str, tensors: Mapping[str, Tensor], folder: Pa
     if found.lm_config is not None:
         fields = kyutai_config.moshi_fields(found.lm_config, where)
         return made(MoshiConfig, {**fields, "audio_encoder_config": found.mimi_config}, where)
-    if layout == "kyutai":  # by Kyutai's own rule, a PyTorch folder without config.json is Moshi 7B
-        return PRESETS["moshi-7b"]
+    # By Kyutai's own rule, a PyTorch folder without config.json is Moshi 7B; so is NVIDIA's with one that says nothing.
+    if layout == "kyutai" or found.rest.get("kind") == PERSONAPLEX:
+        return replace(PRESETS["moshi-7b"], audio_encoder_config=found.mimi_config)
     sizes = sizes_of(tensors)
+    if sizes["num_codebooks"] == sizes["audio_streams"]:  # the depth slices of both sides
+        sizes["num_codebooks"] //= 2
     for preset in PRESETS.values():
         if sizes_of_preset(preset) == sizes:
             return preset

@@ -70,11 +70,11 @@ class Norm(Same):
 class Sets:
     """One tensor that holds a matrix for every set of weights: joined along the rows, or stacked on a new axis.
 
-    `schedule[i]` is the set that the i-th MLX tensor is.
+    `schedule[i]` is the set that the i-th MLX tensor is; `spare` sets behind those are never read.
     """
 
-    def __init__(self, schedule: tuple[int, ...], stacked: bool) -> None:
-        self.schedule, self.stacked = schedule, stacked
+    def __init__(self, schedule: tuple[int, ...], stacked: bool, spare: int = 0) -> None:
+        self.schedule, self.stacked, self.spare = schedule, stacked, spare
         self.firsts = [schedule.index(s) for s in range(max(schedule) + 1)]
 
     def gather(self, theirs: Sequence[Any], i: int) -> Any:
@@ -82,6 +82,7 @@ class Sets:
 
     def scatter(self, mlx: Sequence[Any], j: int) -> Any:
         parts = [mlx[i] for i in self.firsts]
+        parts += parts[-1:] * self.spare  # only ever for a shape
         return self.stack(parts) if self.stacked else _join(parts)
 
     def stack(self, parts: list[Any]) -> Any:
@@ -89,7 +90,7 @@ class Sets:
 
     def split(self, whole: Any) -> list[Any]:
         sets = len(self.firsts)
-        rows = len(whole) // sets
+        rows = len(whole) // (sets + self.spare)
         return [whole[s] if self.stacked else whole[s * rows : (s + 1) * rows] for s in range(sets)]
 
 
@@ -125,8 +126,9 @@ class Heads:
 # Kyutai's PyTorch layout.
 
 
-def kyutai_pytorch(config: MoshiConfig, generation: int = 1) -> Iterator[Piece]:
-    """Generation 1 has the attention names of the published files, 2 those that newer versions of `moshi` save."""
+def kyutai_pytorch(config: MoshiConfig, generation: int = 1, spare_sets: int = 0) -> Iterator[Piece]:
+    """Generation 1 has the attention names of the published files, 2 those that newer versions of `moshi` save.
+    A file to read may have `spare_sets` of the depth decoder beyond the config's."""
     depth = config.depth_decoder_config
     schedule = depth.schedule
     slices = [f"depformer.slices.{step}" for step in range(len(schedule))]
@@ -151,7 +153,7 @@ def kyutai_pytorch(config: MoshiConfig, generation: int = 1) -> Iterator[Piece]:
     for n in range(depth.num_hidden_layers):
         layer, inner = f"depformer.layers.{n}", [f"{one}.transformer.layers.{n}" for one in slices]
         yield from _norms(inner, layer, Norm(), "alpha")
-        yield from _kyutai_attention(tuple(inner), layer, generation, schedule)
+        yield from _kyutai_attention(tuple(inner), layer, generation, schedule, spare_sets)
         for s, steps in enumerate(users):
             for part in ("linear_in", "linear_out"):
                 ours = tuple(f"{one}.transformer.layers.{n}.gating.{part}.weight" for one in steps)
@@ -168,11 +170,13 @@ def _norms(mlx: list[str], theirs: str, kind: Kind, leaf: str, names: tuple[str,
         yield Piece(tuple(f"{layer}.{ours}.weight" for layer in mlx), (f"{theirs}.{name}.{leaf}",), kind)
 
 
-def _kyutai_attention(mlx: tuple[str, ...], theirs: str, generation: int, schedule: tuple[int, ...]) -> Iterator[Piece]:
+def _kyutai_attention(
+    mlx: tuple[str, ...], theirs: str, generation: int, schedule: tuple[int, ...], spare: int = 0
+) -> Iterator[Piece]:
     for stem, published in (("in_proj", "in_proj_weight"), ("out_proj", "out_proj.weight")):
         ours = tuple(f"{layer}.self_attn.{stem}.weight" for layer in mlx)
         if generation == 1:
-            yield Piece(ours, (f"{theirs}.self_attn.{published}",), Sets(schedule, stacked=False))
+            yield Piece(ours, (f"{theirs}.self_attn.{published}",), Sets(schedule, stacked=False, spare=spare))
             continue
         for s in range(max(schedule) + 1):
             mine = tuple(name for name, of in zip(ours, schedule, strict=True) if of == s)

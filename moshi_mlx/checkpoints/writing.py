@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -23,8 +24,9 @@ from ..terminal.sizes import size
 from . import huggingface_config, kyutai_config, quantization, translation
 from .disk.folders import new_folder, write_small
 from .filling import language_shapes, language_tensors_of, mimi_tensors_of
-from .finding import SAMPLING_NAMES
+from .finding import PERSONAPLEX, SAMPLING_NAMES
 from .names import CONFIG_NAME, INDEX_NAME, MIMI_CONFIG_NAME, MIMI_NAME, SAMPLING_NAME, TOKENIZER_NAME
+from .personas.voices import Voices
 from .quantization import Quantization
 from .reading import Checkpoint
 from .safetensors import Block, Tensor, as_stored, info_of, mx_type, write_file
@@ -42,12 +44,18 @@ class Contents(NamedTuple):
     tokenizer: bytes | None
     sampling_defaults: dict[str, float]
     model_id: dict[str, Any]
+    personas: bool = False
+    voices: Mapping[str, bytes] = MappingProxyType({})  # by their paths in the folder
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Contents:
         """All but the tokenizer, which the caller may have from elsewhere."""
         mimi = checkpoint.mimi.read()
-        return cls(checkpoint.config, mimi, None, checkpoint.sampling_defaults, checkpoint.model_id)
+        voices = Voices(checkpoint.folder).files() if checkpoint.personas else {}
+        return cls(
+            checkpoint.config, mimi, None, checkpoint.sampling_defaults, checkpoint.model_id,
+            checkpoint.personas, voices,
+        )  # fmt: skip
 
 
 class Plan(NamedTuple):
@@ -107,6 +115,7 @@ def plan_huggingface(
     mimi = translation.from_mlx(translation.mimi_hugging_face(config.audio_encoder_config), contents.mimi)
     tensors = mimi | translation.from_mlx(translation.hugging_face(config), language)
     weights, small = _shards(plain_blocks(tensors), "model.safetensors", max_shard_bytes)
+    small |= contents.voices
     if contents.tokenizer:
         small[TOKENIZER_NAME] = contents.tokenizer
     small[SAMPLING_NAME] = _json(_generation_config(contents))
@@ -144,9 +153,13 @@ def _kyutai_plan(
     said = contents.sampling_defaults
     sampling = {theirs: said[ours] for theirs, ours in SAMPLING_NAMES.items() if ours in said}
     extra = {"lm_gen_config": sampling, "model_id": contents.model_id}
-    values |= {"model_type": "moshi"} | {key: value for key, value in extra.items() if value} | more
+    values |= (
+        {"model_type": PERSONAPLEX if contents.personas else "moshi"}
+        | {key: value for key, value in extra.items() if value}
+        | more
+    )
     mimi = translation.from_mlx(translation.mimi_kyutai(mimi_config), contents.mimi)
-    small = {**small, TOKENIZER_NAME: contents.tokenizer, CONFIG_NAME: _json(values)}
+    small = {**small, **contents.voices, TOKENIZER_NAME: contents.tokenizer, CONFIG_NAME: _json(values)}
     return Plan({**weights, MIMI_NAME: plain_blocks(mimi)}, small, {"format": form})
 
 
@@ -232,6 +245,7 @@ def carry_out(
         for name, blocks in plan.weights.items():
             write_file(folder / name, blocks, plan.metadata, progress)
         for name, content in plan.small.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             write_small(folder / name, content)
 
 
@@ -246,7 +260,8 @@ def save(
     language = tensors(language_tensors_of(model))
     tokenizer = model.tokenizer.serialized_model_proto() if model.tokenizer is not None else None
     mimi = tensors(mimi_tensors_of(model.audio_encoder))
-    contents = Contents(model.config, mimi, tokenizer, model.sampling_defaults, {})
+    voices = model.voices.files() if model.voices is not None else {}
+    contents = Contents(model.config, mimi, tokenizer, model.sampling_defaults, {}, model.voices is not None, voices)
     if layout == "mlx":
         infos = {name: tensor.info for name, tensor in language.items()}
         kinds = quantization.of_all(infos, language_shapes(model.config), str(path))

@@ -85,16 +85,23 @@ def prime(model: Moshi, state: State, sampling: DuplexSampling) -> tuple[mx.arra
     return text, state
 
 
-def step(model: Moshi, sound: mx.array, state: State, sampling: DuplexSampling) -> tuple[Reply, State]:
-    """One frame from sound: sound float [B, frame_size], where NaN and infinity are silence. Raises InputError."""
+def step(
+    model: Moshi, sound: mx.array, state: State, sampling: DuplexSampling, known: mx.array | None = None
+) -> tuple[Reply, State]:
+    """One frame from sound float [B, frame_size], where NaN and infinity are silence; `known` is of `speak`.
+
+    Raises InputError.
+    """
     text, state = hear(model, sound, state, sampling)
-    return _speak(model, text, state, sampling)
+    return _speak(model, text, state, sampling, known)
 
 
-def step_codes(model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling) -> tuple[Reply, State]:
+def step_codes(
+    model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling, known: mx.array | None = None
+) -> tuple[Reply, State]:
     """One frame from the user's codes: codes int [B, user_codebooks], -1 for no input. Raises InputError."""
     text, state = hear_codes(model, codes, state, sampling)
-    return _speak(model, text, state, sampling)
+    return _speak(model, text, state, sampling, known)
 
 
 def hear(model: Moshi, sound: mx.array, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
@@ -129,15 +136,23 @@ def _hear(
     return text, {**state, **heard}
 
 
-def speak(model: Moshi, text: mx.array, heard: State, sampling: DuplexSampling) -> tuple[Reply, State]:
-    """The second half of a step: text int [B] and the state from `hear` -> the reply and the next frame's state."""
+def speak(
+    model: Moshi, text: mx.array, heard: State, sampling: DuplexSampling, known: mx.array | None = None
+) -> tuple[Reply, State]:
+    """The second half of a step: text int [B] and the state from `hear` -> the reply and the next frame's state.
+
+    `known` int [B, num_codebooks]: codes to take in the place of what would be drawn, -1 where to draw. Raises
+    InputError.
+    """
     text = inputs.tokens("text", text, (len(heard["offset"]),), 0, model.config.vocab_size - 1)
-    return _speak(model, text, heard, sampling)
+    return _speak(model, text, heard, sampling, known)
 
 
-def _speak(model: Moshi, text: mx.array, heard: State, sampling: DuplexSampling) -> tuple[Reply, State]:
+def _speak(
+    model: Moshi, text: mx.array, heard: State, sampling: DuplexSampling, known: mx.array | None
+) -> tuple[Reply, State]:
     ready = heard["offset"] >= max(delays_of(model.config)[0])
-    column, state = _depth_step(model, text, heard, sampling)
+    column, state = _depth_step(model, text, heard, sampling, known)
     decoder = state["decoder"]
     if max(delays_of(model.config)[0]) > 1:  # with less, the first step after priming has a column already
         fresh = model.audio_encoder.init_decoder_state(len(ready))
@@ -152,22 +167,28 @@ def delays_of(config: MoshiConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def language_step(
-    model: Moshi, user_codes: mx.array, state: State, sampling: DuplexSampling, adjust: Adjust | None = None
-) -> tuple[mx.array, mx.array, State]:
+    model: Moshi, user_codes: mx.array, state: State, sampling: DuplexSampling, known: mx.array | None = None,
+    adjust: Adjust | None = None,
+) -> tuple[mx.array, mx.array, State]:  # fmt: skip
     """One position of the language model: -> text token [B], newest complete column [B, num_codebooks], state.
 
     The text token is drawn from what `adjust` makes of its logits [B, vocab].
     """
     text, heard = _hear(model, _checked_codes(model, user_codes, state), state, sampling, adjust)
-    column, state = _depth_step(model, text, heard, sampling)
+    column, state = _depth_step(model, text, heard, sampling, known)
     return state["text"], column, state
 
 
-def _depth_step(model: Moshi, text: mx.array, heard: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
+def _depth_step(
+    model: Moshi, text: mx.array, heard: State, sampling: DuplexSampling, known: mx.array | None = None
+) -> tuple[mx.array, State]:
     """The depth decoder after text [B]: -> the newest complete column [B, num_codebooks], state."""
     own_delays, _ = delays_of(model.config)
     state = dict(heard)
-    codes = _codes(model, state.pop("hidden"), text, state.pop("noise"), sampling)
+    if known is not None:
+        shape = (len(state["offset"]), model.config.num_codebooks)
+        known = inputs.tokens("known", known, shape, -1, model.config.audio_vocab_size)
+    codes = _codes(model, state.pop("hidden"), text, state.pop("noise"), sampling, known)
     own = mx.concatenate([state["own"][:, :, 1:], codes[:, :, None]], axis=-1)
     column = _delayed(own, [max(own_delays) - delay for delay in own_delays])
     return column, {**state, "offset": state["offset"] + 1, "text": text.astype(mx.int32), "own": own}
@@ -188,18 +209,31 @@ def _input_tokens(model: Moshi, text: mx.array, own: mx.array, user: mx.array, o
 
 
 def sample_frame(
-    model: Moshi, hidden: mx.array, logits: mx.array, keys: mx.array, sampling: DuplexSampling
-) -> tuple[mx.array, mx.array, mx.array]:
+    model: Moshi, hidden: mx.array, logits: mx.array, keys: mx.array, sampling: DuplexSampling,
+    known: mx.array | None = None,
+) -> tuple[mx.array, mx.array, mx.array]:  # fmt: skip
     """The text token [B], then the depth decoder's codes [B, num_codebooks], and the next frame's keys."""
     text_noise, code_noise, keys = _noise(model, keys, sampling)
     text = sample(logits, text_noise, sampling.text)
-    return text.astype(mx.int32), _codes(model, hidden, text, code_noise, sampling), keys
+    return text.astype(mx.int32), _codes(model, hidden, text, code_noise, sampling, known), keys
 
 
-def _codes(model: Moshi, hidden: mx.array, text: mx.array, drawn: mx.array, sampling: DuplexSampling) -> mx.array:
+def _codes(
+    model: Moshi, hidden: mx.array, text: mx.array, drawn: mx.array, sampling: DuplexSampling,
+    known: mx.array | None = None,
+) -> mx.array:  # fmt: skip
     """The depth decoder's codes [B, num_codebooks] after text [B], with the noise drawn for all codebooks."""
     noises = mx.split(drawn, model.config.num_codebooks, axis=-1)
-    return model.depth_decoder.sample(hidden, text, lambda i, logits: sample(logits, noises[i], sampling.audio))
+    if known is None:
+        return model.depth_decoder.sample(hidden, text, lambda i, logits: sample(logits, noises[i], sampling.audio))
+    given = mx.where(known < model.config.audio_vocab_size, known, -1)
+
+    def draw(i: int, logits: mx.array) -> mx.array:
+        code = sample(logits, noises[i], sampling.audio)
+        return mx.where(given[:, i] >= 0, given[:, i].astype(code.dtype), code)
+
+    # What stands before a stream's start is no code: the depth decoder goes on from what it drew there.
+    return mx.where(known >= 0, known, model.depth_decoder.sample(hidden, text, draw))
 
 
 def _noise(model: Moshi, keys: mx.array, sampling: DuplexSampling) -> tuple[mx.array, mx.array, mx.array]:

@@ -17,7 +17,10 @@ from ..models.sampling import MOSHI, SamplingSettings
 from ..models.state import State
 from ..terminal.progress import steps
 from . import duplex
+from . import prompt as prompts
 from .duplex import DuplexSampling
+from .prompt import Prefilled
+from .speech import GreetingGate, SpeechDetector
 from .text import TextDecoder
 
 if TYPE_CHECKING:
@@ -32,12 +35,18 @@ OnText = Callable[[int], int | None]
 """(sampled text token) -> the token to go on with, or None for the sampled one."""
 
 
+OnSpeaking = Callable[[bool], Any]
+"""(whether Moshi speaks now), called when that changes."""
+
+
 class SessionSettings(SamplingSettings, total=False):
     """What a session takes beside its model and seed: see `Session`."""
 
     kv_bits: int | None
     context: int | None
     on_text: OnText | None
+    on_speaking: OnSpeaking | None
+    wait_for_greeting: bool | None
     progress: bool | None
 
 
@@ -48,6 +57,7 @@ class Frame(NamedTuple):
     text: str  # what this frame adds to the text, "" for padding
     text_token: int
     audio_codes: np.ndarray | None  # int32 [num_codebooks], the codes of pcm
+    speaking: bool = False  # whether Moshi speaks or pauses for breath, by `speech.SpeechDetector`
 
 
 class Session:
@@ -65,8 +75,12 @@ class Session:
     another token to say that instead, or None to keep it. With it a frame is two evaluations, without it one. What it
     raises ends the call to `step`, and the frame counts as spoken with the sampled token.
 
+    `prompt` comes before the conversation, and before each that `reset` begins: see `prompt` of the model.
+    on_speaking(now) is called when `frame.speaking` changes, before `step` returns. With `wait_for_greeting` the user
+    is heard as silence until Moshi has spoken and is silent again, at most 12 s: noise cannot cut its greeting off.
+
     MLX work belongs to a thread, so make it, step it and reset it on one thread. A call while another one runs, on
-    another thread or from on_text, is refused with InputError and changes nothing.
+    another thread or from a hook, is refused with InputError and changes nothing.
     """
 
     @spelled_out(SamplingSettings, MOSHI)
@@ -78,6 +92,9 @@ class Session:
         kv_bits: int | None = None,
         context: int | None = None,
         on_text: OnText | None = None,
+        prompt: Prefilled | None = None,
+        on_speaking: OnSpeaking | None = None,
+        wait_for_greeting: bool = False,
         progress: bool = True,
         **settings: Unpack[SamplingSettings],
     ) -> None:
@@ -93,12 +110,17 @@ class Session:
         mimi, after_codes = model.audio_encoder, duplex.step_codes if on_text is None else duplex.hear_codes
         self._encode = mx.compile(lambda sound, state: mimi.encode_step(sound, state, model.config.user_codebooks))
         self._step_codes, self._speak = (
-            mx.compile(lambda given, state, part=part: part(model, given, state, sampling))
+            mx.compile(lambda given, state, *known, part=part: part(model, given, state, sampling, *known))
             for part in (after_codes, duplex.speak)
         )
-        if on_text is not None and not callable(on_text):
-            raise InputError(f"on_text: got {on_text!r}, expected a function of a text token")
-        self._on_text, self._turns = on_text, Turns()
+        for name, hook in (("on_text", on_text), ("on_speaking", on_speaking)):
+            if hook is not None and not callable(hook):
+                raise InputError(f"{name}: got {hook!r}, expected a function")
+        self._on_text, self._on_speaking = on_text, on_speaking
+        self._prompt = None if prompt is None else self._checked_prompt(prompt)
+        self._speech = SpeechDetector(self.frame_size / self.sample_rate)
+        self._gate = GreetingGate(self.frame_size / self.sample_rate) if wait_for_greeting else None
+        self._turns = Turns()
         bound_memory()
         self.reset()
         self._build_kernels(progress)
@@ -106,18 +128,43 @@ class Session:
     def reset(self) -> None:
         """Begin a new conversation, the same as a new session with this one's settings and seed."""
         with self._turns.taken("reset"):
-            self._begin()
+            self._reset()
 
-    def _begin(self) -> None:
-        self._capacity = self._capacities[0]
+    def _reset(self) -> None:
         self._state: State = None  # freed before its successor is made
-        state = duplex.init_state(self._model, [self._seed], self._capacity, self._kv_bits)
-        first_token, self._state = duplex.prime(self._model, state, self._sampling)
-        mx.eval(first_token, self._state)
-        self._positions = 1
+        self._steps = 0
+        self._speech.reset()
+        if self._gate:
+            self._gate.reset()
+        first_token = self._begin() if self._prompt is None else self._go_on(self._prompt)
         self._text_of = TextDecoder(self._model.tokenizer, self._model.config.silent_text_tokens)
         # Priming samples a text token before there is a frame to hand it out with: it goes with the first.
         self._pending_text = self._text_of(int(np.array(first_token)[0]))
+
+    def _begin(self) -> mx.array:
+        """Position 0 of a conversation without a prompt: the first text token."""
+        self._capacity, self._positions = self._capacities[0], 1
+        state = duplex.init_state(self._model, [self._seed], self._capacity, self._kv_bits)
+        first_token, self._state = duplex.prime(self._model, state, self._sampling)
+        mx.eval(first_token, self._state)
+        return first_token
+
+    def _go_on(self, prompt: Prefilled) -> mx.array:
+        """The positions of a prompt, which are done already: the text token that follows them."""
+        codec = self._model.audio_encoder
+        codecs = {"encoder": codec.init_encoder_state(1), "decoder": codec.init_decoder_state(1)}
+        self._capacity = next(size for size in self._capacities if size > prompt.length or size == self.context)
+        self._positions = prompt.length
+        prompt = prompts.grown(prompt, self._capacity)
+        state = prompts.begin(self._model, prompt, [self._seed], self._sampling)
+        self._state = {**state, **codecs}
+        mx.eval(self._state)
+        return self._state["text"]
+
+    def _checked_prompt(self, prompt: Any) -> Prefilled:
+        if prompts.one_row(prompt).length > self.context:
+            raise InputError(f"prompt: has {prompt.length} frames, but the context is {self.context}; shorten it")
+        return prompts.in_bits(prompt, self._kv_bits)
 
     def _build_kernels(self, progress: bool) -> None:
         """Take a frame with every ring that the conversation will have, and begin anew.
@@ -126,15 +173,20 @@ class Session:
         a Mac, some seconds altogether, which no frame may wait for.
         """
         with steps("compiling", len(self._capacities), progress) as built:
+            if self._known(1):
+                self._take_silence(self._known(1))
             for capacity in self._capacities:
                 if capacity > self._capacity:
                     self._grow()
-                reply, self._state = self._step(mx.zeros((1, self.frame_size)), self._state)
-                if self._on_text:
-                    reply, self._state = self._speak(reply, self._state)
-                mx.eval(reply, self._state)
+                self._take_silence()
                 built(1)
         self.reset()
+
+    def _take_silence(self, known: tuple[mx.array, ...] = ()) -> None:
+        reply, self._state = self._step(mx.zeros((1, self.frame_size)), self._state, *(() if self._on_text else known))
+        if self._on_text:
+            reply, self._state = self._speak(reply, self._state, *known)
+        mx.eval(reply, self._state)
 
     def fill_context(self) -> None:
         """Go to where the whole context is full (of nothing), and a frame costs what it costs from there on.
@@ -148,10 +200,14 @@ class Session:
         mx.eval(self._state)
         self._positions = self.context
 
-    def _step(self, sound: mx.array, state: State) -> Any:
+    def _known(self, step: int) -> tuple[mx.array, ...]:
+        """What the prompt says of the codes that frame `step`, from 1, draws: only where delays are longer than 1."""
+        return () if self._prompt is None else prompts.known(self._model, self._prompt, step)
+
+    def _step(self, sound: mx.array, state: State, *known: mx.array) -> Any:
         """`_step_codes` from sound: encoding is traced on its own, so that both ways share all that follows."""
         codes, encoder = self._encode(sound, state["encoder"])
-        return self._step_codes(codes[..., 0], {**state, "encoder": encoder})
+        return self._step_codes(codes[..., 0], {**state, "encoder": encoder}, *known)
 
     def step(self, pcm: Any) -> Frame:
         """One frame: pcm float [frame_size] at sample_rate, what the user says -> what Moshi says meanwhile.
@@ -162,6 +218,8 @@ class Session:
         with self._turns.taken("step"):
             pcm, bad = silenced(sound("pcm", pcm, (self.frame_size,)))
             self.nonfinite_samples += bad
+            if self._gate and self._gate.closed:
+                pcm = np.zeros_like(pcm)
             return self._advance(self._step, mx.array(pcm[None]))
 
     def step_codes(self, codes: Any) -> Frame:
@@ -172,20 +230,42 @@ class Session:
         config = self._model.config
         with self._turns.taken("step_codes"):
             codes = tokens("codes", codes, (config.user_codebooks,), -1, config.audio_vocab_size - 1)
+            if self._gate and self._gate.closed:
+                return self._advance(self._step, mx.zeros((1, self.frame_size)))
             return self._advance(self._step_codes, codes[None])
 
     def _advance(self, step: Any, given: mx.array) -> Frame:
         """The one evaluation of a frame, and its outcome on the host."""
         if self._positions == self._capacity < self.context:
             self._grow()
-        reply, self._state = step(given, self._state)
+        self._steps += 1
+        known = self._known(self._steps)
+        reply, self._state = step(given, self._state, *(() if self._on_text else known))
         self._positions += 1
         if self._on_text:
-            reply = self._hooked(self._on_text, reply)
+            reply = self._hooked(self._on_text, reply, known)
         mx.eval(reply, self._state)
-        return self._frame(*(np.array(part)[0] for part in reply))  # evaluated: nothing is computed any more
+        text, codes, sound, ready = (np.array(part)[0] for part in reply)  # evaluated: nothing is computed any more
+        return self._watched(self._frame(text, codes, sound, ready and not self._held()))
 
-    def _hooked(self, on_text: OnText, text: mx.array) -> Any:
+    def _held(self) -> bool:
+        """Whether the newest complete column still is the prompt's; Moshi's sound begins after it."""
+        held = self._prompt is not None and self._steps < max(duplex.delays_of(self._model.config)[0])
+        if held:
+            self._state["decoder"] = self._model.audio_encoder.init_decoder_state(1)
+        return held
+
+    def _watched(self, frame: Frame) -> Frame:
+        """The frame with whether Moshi speaks; who wants to know when that changes is told."""
+        before = self._speech.speaking
+        speaking = self._speech(frame.pcm)
+        if self._gate:
+            self._gate(speaking)
+        if self._on_speaking and speaking != before:
+            self._on_speaking(speaking)
+        return frame._replace(speaking=speaking)
+
+    def _hooked(self, on_text: OnText, text: mx.array, known: tuple[mx.array, ...]) -> Any:
         """The second half of a frame, after the hook had its say."""
         mx.eval(text, self._state)
         try:
@@ -193,10 +273,10 @@ class Session:
             if chosen is not None:
                 text = mx.array([self._checked(chosen)], text.dtype)
         except BaseException:  # the state must end as one between frames
-            _, self._state = self._speak(text, self._state)
+            _, self._state = self._speak(text, self._state, *known)
             mx.eval(self._state)
             raise
-        reply, self._state = self._speak(text, self._state)
+        reply, self._state = self._speak(text, self._state, *known)
         return reply
 
     def _checked(self, token: Any) -> int:

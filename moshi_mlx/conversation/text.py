@@ -7,6 +7,7 @@ padding (id 0) the last frame before a word begins.
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,36 +20,58 @@ FRAME_RATE = 12.5
 
 
 def align(
-    words_with_times: Iterable[tuple[str, float]],
+    words_with_times: Iterable[tuple[Any, ...]],
     tokenizer: Any,
     num_frames: int,
     frame_rate: float = FRAME_RATE,
     padding: int = PADDING,
     end_of_padding: int = END_OF_PADDING,
+    shift: bool = False,
 ) -> np.ndarray:
-    """Words with the seconds at which each begins (a third item, its end, is not needed) -> text int32 [num_frames].
+    """Words with the seconds at which each begins and ends, (word, start) or (word, start, end) -> int32 [num_frames].
 
-    The tokens of a word follow each other from the frame in which it begins, or as soon as the word before it is out;
-    the frame before its first token, where it is padding, gets `end_of_padding`. Tokens beyond the last frame are left
-    out. This is how Kyutai's fine-tuning package aligns transcripts. Raises InputError for words out of order, for a
-    word without letters, and for no frames.
+    The tokens of a word stand one a frame from the frame in which it begins; the frame before its first token, where it
+    is padding, gets `end_of_padding`. A word that begins while the one before it is still being said cuts off the rest
+    of it; of several in one frame the last stands. With `shift` nothing is cut off: a word waits until the one before
+    it is out. A word without length (its end is not after its start) is left out, as is what lies beyond the last
+    frame. This is how Kyutai's fine-tuning package aligns transcripts: it trains without shifting (moshi-finetune,
+    train.py; there the option is called keep_and_shift). Raises InputError for words out of order and for no frames.
     """
     if num_frames < 1:
         raise InputError(f"num_frames: got {num_frames}, expected 1 or more")
     text = np.full(num_frames, padding, np.int32)
-    free, before = 0, 0.0
-    for word, start, *_ in words_with_times:
-        if not start >= before:
-            raise InputError(f"words_with_times: {word!r} begins at {start}, expected {before} or later, in order")
-        tokens = tokenizer.encode(word.strip())
-        if not tokens:
-            raise InputError(f"words_with_times: {word!r} has no tokens; leave it out")
-        first, before = max(free, int(start * frame_rate + 1e-6)), start
-        if 0 < first <= num_frames and text[first - 1] == padding:
+    spoken = _spoken(words_with_times, tokenizer, frame_rate)
+    free = 0
+    for n, (first, tokens) in enumerate(spoken):
+        if shift:
+            first = max(free, first)
+            free = first + len(tokens)
+        elif n + 1 < len(spoken):
+            tokens = tokens[: max(0, spoken[n + 1][0] - first)]
+        if first > num_frames or not tokens:
+            continue
+        if first and text[first - 1] == padding:
             text[first - 1] = end_of_padding
-        free = first + len(tokens)
-        text[first:free] = tokens[: max(0, num_frames - first)]
+        text[first : first + len(tokens)] = tokens[: num_frames - first]
     return text
+
+
+def _spoken(words: Iterable[tuple[Any, ...]], tokenizer: Any, frame_rate: float) -> list[tuple[int, list[int]]]:
+    """The frame in which each word begins, and its tokens: those of its lines, with a line break's between them."""
+    line_break = tokenizer.encode("\n")[-1:]
+    spoken: list[tuple[int, list[int]]] = []
+    before = -math.inf
+    for word, start, *rest in words:
+        if not before <= start < math.inf:
+            raise InputError(f"words_with_times: {word!r} begins at {start}, expected {before} or later, in order")
+        before = start
+        if rest and not rest[0] > start:
+            continue
+        tokens: list[int] = []
+        for number, line in enumerate(word.strip().split("\n")):
+            tokens += (line_break if number else []) + list(tokenizer.encode(line))
+        spoken.append((int(min(max(start * frame_rate, 0.0), 2.0**53)), tokens))
+    return spoken
 
 
 class TextDecoder:

@@ -12,8 +12,9 @@ import numpy as np
 
 from ..checkpoints import finding, huggingface_config, kyutai_config
 from ..checkpoints.disk.files import read_json
+from ..checkpoints.finding import kind_of
 from ..checkpoints.hub import local_folder
-from ..checkpoints.keys import made
+from ..checkpoints.keys import Keys, made
 from ..checkpoints.kyutai_config import text_fields
 from ..checkpoints.names import CONFIG_NAME, HELIUM_NAMES
 from ..checkpoints.reading import open_checkpoint
@@ -60,7 +61,7 @@ def config_of(path_or_hub_id: str | Path, revision: str | None = None) -> plain.
     values, where, folder = _config_json(path_or_hub_id, revision)
     if values.get("depth_decoder_config") is not None:
         return made(plain.MoshiConfig, huggingface_config.moshi_fields(values, where), where)
-    if "n_q" in values and "dep_q" in values and values["dep_q"]:
+    if (values.get("dep_q") and "n_q" in values) or values.get("model_type") == finding.PERSONAPLEX:
         return finding.config_of_keys(folder, values, Path(where))
     folder = local_folder(path_or_hub_id, revision)
     helium = helium_file(folder)
@@ -179,7 +180,9 @@ class MoshiConfig(_Written, plain.MoshiConfig):
     @classmethod
     def from_kyutai(cls, values: Mapping[str, Any], where: str, mimi: plain.MimiConfig | None = None) -> MoshiConfig:
         """From the language model's part of Kyutai's `config.json`."""
-        return cls(**kyutai_config.moshi_fields(values, where), audio_encoder_config=mimi or MimiConfig())
+        keys = Keys(values, where)
+        kind_of(keys)
+        return cls(**kyutai_config.moshi_fields(keys.rest(), where), audio_encoder_config=mimi or MimiConfig())
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path, revision: str | None = None) -> MoshiConfig:

@@ -12,12 +12,12 @@ from .. import inputs as checks
 from ..errors import InputError
 from ..models import config as plain
 from ..models.depth import Caches, DepthDecoder, layer_step
+from ..models.losses import cross_entropy
 from ..models.sampling import Sampling, StreamSettings, noise, sample
 from ..models.state import State
 from . import pretrained
 from .classes import Methods
 from .config import MoshiDepthConfig
-from .losses import cross_entropy
 from .outputs import CausalLMOutput
 from .text_generation import TRANSFORMERS
 

@@ -1,8 +1,7 @@
 """Offline generation: a prompt in one prefill, then the live path's own step, position by position.
 
-The prompt is what `streams` aligns: initial tokens, then the columns of three synchronised streams, delayed. What a
-position samples for a delayed codebook where the prompt already says it, is replaced by what the prompt says. From
-there on the state is that of a live conversation, and `duplex.language_step` goes on.
+The prompt's prefill is `conversation.prompt`'s, the same as a live session's; from there on the state is that of a
+live conversation, and `duplex.language_step` goes on.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ import mlx.core as mx
 import numpy as np
 
 from .. import inputs
-from ..conversation import duplex, streams
+from ..conversation import duplex
 from ..conversation.duplex import DuplexSampling
+from ..conversation.prompt import Columns, begin, grown, known, prefill
 from ..conversation.session import Frame
 from ..conversation.text import TextDecoder
 from ..errors import InputError
@@ -23,7 +23,7 @@ from ..inputs import Number, Whole
 from ..models.sampling import MOSHI, NAMES, Sampling, StreamSettings
 from ..models.state import State
 from .outputs import GenerateOutput
-from .prompt import Prompt, make_prompt, new_token_count, tokens_before
+from .prompt import Prompt, after, make_prompt, new_token_count
 from .rules import Record, Rules, RuleSettings
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ class GenerateSettings(StreamSettings, RuleSettings, total=False):
     """How text and codes are drawn: the names of one stream are the text's, with `depth_` the codes'; and the rest."""
 
     attention_mask: Any
+    voice: Any
+    persona: str | None
+    prompt: Any
     max_new_tokens: Whole | None
     max_length: Whole | None
     do_sample: bool | None
@@ -95,6 +98,9 @@ def generate(
     codes are still needed, for the delays. `concat_unconditional_inputs` puts a column of initial tokens before the
     prompt, where no inputs_embeds are given. `attention_mask` [B, T] is 0 at padding, before or behind a row.
 
+    `voice` and `persona` (see `MoshiForConditionalGeneration.prompt`), or the `prompt` that was made of them, take
+    the place of the prompt's columns: the user's stream begins after them, and what is returned is new.
+
     `max_new_tokens`, or `max_length` with the prompt and its initial column (default: 20 new ones, in all at most
     `max_position_embeddings`); N new tokens are N - max delay new frames. temperature (0: greedy), top_k (0: no cut),
     top_p (over 0 to 1) and min_p (0 to 1) are of the text, with `depth_` or `depth_decoder_` of the codes; what is not
@@ -109,14 +115,20 @@ def generate(
     """
     sampling, seed = _sampling(model, settings), inputs.seed(seed)
     rules = Rules.of(settings, model.config.vocab_size)
-    prompt = make_prompt(
-        model, input_ids, (user_input_values, user_audio_codes), (moshi_input_values, moshi_audio_codes),
-        inputs_embeds, concat_unconditional_inputs, settings.get("attention_mask"),
+    user, moshi = (user_input_values, user_audio_codes), (moshi_input_values, moshi_audio_codes)
+    mask, repeats = (
+        settings.get("attention_mask"),
         inputs.whole("num_return_sequences", settings["num_return_sequences"], 1),
-    )  # fmt: skip
+    )
+    seen = model.prompt_of(settings.get("voice"), settings.get("persona"), settings.get("prompt"))
+    if seen is None:
+        prompt = make_prompt(model, input_ids, user, moshi, inputs_embeds, concat_unconditional_inputs, mask, repeats)
+    else:
+        _refuse_beside_persona(input_ids, *moshi, inputs_embeds, mask)
+        prompt = after(model, seen, user, repeats)
     streamer = settings.get("streamer")
     _check_streamer(streamer, len(prompt.lengths))
-    count = new_token_count(settings, prompt.columns.shape[2], model.config.max_position_embeddings)
+    count = new_token_count(settings, prompt.length, model.config.max_position_embeddings)
     record = Record(rules, [row[0, :n] for row, n in zip(prompt.columns, prompt.lengths, strict=True)], sampling.text)
     sampled = _run(model, prompt, count, sampling, seed, record, _Watch(model, prompt, streamer))
     sequences = mx.array(np.concatenate([prompt.shown, np.stack(record.new, axis=1)], axis=1).astype(np.int32))
@@ -149,6 +161,13 @@ def _sampling(model: MoshiForConditionalGeneration, settings: GenerateSettings) 
     return DuplexSampling(of("", "text_", do_sample), of("depth_", "", given.get("depth_do_sample", do_sample)))
 
 
+def _refuse_beside_persona(*given: Any) -> None:
+    names = ("input_ids", "moshi_input_values", "moshi_audio_codes", "inputs_embeds", "attention_mask")
+    for name, value in zip(names, given, strict=True):
+        if value is not None:
+            raise InputError(f"{name}: got it together with a voice or a persona, which take its place")
+
+
 def _check_streamer(streamer: Any, rows: int) -> None:
     if streamer is not None and rows > 1:
         raise InputError(f"streamer: got {rows} rows to generate, expected one")
@@ -165,27 +184,36 @@ def _run(
 ) -> np.ndarray:  # fmt: skip
     """Up to `count` text tokens more, in `record` -> the codes that each sampled, int [B, num_codebooks, new]."""
 
-    def step(codes: mx.array, state: State, *masks: mx.array) -> tuple[mx.array, mx.array, State]:
-        seen: list[mx.array] = []
+    seen = prompt.seen
+    if seen is None:
+        seen = prefill(model, Columns(prompt.columns, prompt.lengths, prompt.embeds), count)
+    else:
+        seen = grown(seen, min(model.config.sliding_window, seen.length + count))
+    logits = model.decoder.lm_head(seen.hidden)
+
+    def step(
+        codes: mx.array, state: State, given: tuple[mx.array, ...], masks: tuple[mx.array, ...]
+    ) -> tuple[mx.array, mx.array, State]:
+        drawn_from: list[mx.array] = []
 
         def adjust(logits: mx.array) -> mx.array:
-            seen.append(logits)
+            drawn_from.append(logits)
             return record.adjusted(logits, *masks)
 
-        text, _, state = duplex.language_step(model, codes, state, sampling, adjust)
-        return text, seen[0], state
+        text, _, state = duplex.language_step(model, codes, state, sampling, next(iter(given), None), adjust)
+        return text, drawn_from[0], state
 
-    compiled = mx.compile(step)
+    compiled, rows = mx.compile(step), len(prompt.lengths)
     masks = record.masks()
-    logits, state = _prefill(model, prompt, count, sampling, seed, record, masks)
-    silence = np.repeat(_silence(model), len(prompt.lengths), axis=0)
+    state = begin(model, seen, [seed + row for row in range(rows)], sampling, lambda x: record.adjusted(x, *masks))
+    mx.eval(logits, state)
+    silence = np.repeat(_silence(model), rows, axis=0)
     text, sampled = state["text"], []
     for n in range(count):
         if n:
             user = prompt.later[:, :, n - 1] if n <= prompt.later.shape[2] else silence
             masks = record.masks()
-            text, logits, state = compiled(mx.array(user), state, *masks)
-            _keep_known(model, prompt, state, n)
+            text, logits, state = compiled(mx.array(user), state, known(model, seen, n), masks)
             mx.eval(text, logits, state)
         said = record.add(np.array(text), logits, masks)
         sampled.append(np.array(state["own"])[:, :, -1])
@@ -200,56 +228,6 @@ def _silence(model: MoshiForConditionalGeneration) -> np.ndarray:
     """The user's codes int [1, user codebooks] of a first frame of zeros."""
     sound, count = mx.zeros((1, model.config.audio_encoder_config.frame_size)), model.config.user_codebooks
     return np.array(model.audio_encoder.encode(sound, num_quantizers=count).audio_codes)[:, :, 0]
-
-
-def _prefill(
-    model: MoshiForConditionalGeneration, prompt: Prompt, count: int, sampling: DuplexSampling, seed: int,
-    record: Record, masks: tuple[mx.array, ...],
-) -> tuple[mx.array, State]:  # fmt: skip
-    """The state of a live conversation whose last position is the prompt's last, and the text logits of that."""
-    config, batch = model.config, len(prompt.lengths)
-    initial = streams.initial_tokens(config)
-    embeds = prompt.embeds
-    if embeds is None:
-        seen = streams.shifted(mx.array(prompt.columns), [0, *config.audio_delays], initial)
-        embeds = model.decoder.model.embed(seen)
-    lengths = mx.array(prompt.lengths.astype(np.int32))
-    mask = None if (prompt.lengths == embeds.shape[1]).all() else mx.arange(embeds.shape[1]) < lengths[:, None]
-    out = model.decoder.model(inputs_embeds=embeds, attention_mask=mask, use_cache=True, room=count)
-    hidden = mx.take_along_axis(out.last_hidden_state, lengths[:, None, None] - 1, axis=1).squeeze(1)
-    keys = mx.stack([mx.random.key(inputs.seed(seed + row)) for row in range(batch)])
-    logits = model.decoder.lm_head(hidden)
-    text, codes, keys = duplex.sample_frame(model, hidden, record.adjusted(logits, *masks), keys, sampling)
-    own, user = duplex.delays_of(config)
-
-    def past(back: int, delays: list[int] | tuple[int, ...], first: int) -> mx.array:
-        """The tokens [B, K, 1] of streams from `first` on, `back` + delay columns before the prompt's end."""
-        return mx.array(tokens_before(prompt, [back + delay for delay in delays], first, initial[1]))[:, :, None]
-
-    state = {
-        # Rings and tokens hold what is before a stream's start: no position of this state needs to be told.
-        "offset": lengths + max(config.audio_delays) + 1,
-        "keys": keys,
-        "text": text,
-        "own": mx.concatenate([*(past(i, own, 1) for i in range(max(own), 0, -1)), codes[:, :, None]], axis=2),
-        "user": mx.concatenate([past(1 + i, [0] * len(user), 1 + len(own)) for i in range(max(user), -1, -1)], axis=2),
-        "temporal": out.past_key_values,
-    }
-    _keep_known(model, prompt, state, 0)
-    mx.eval(logits, state)
-    return logits, state
-
-
-def _keep_known(model: MoshiForConditionalGeneration, prompt: Prompt, state: State, step: int) -> None:
-    """Put back what the prompt says of delayed codebooks where the position `step` after its last sampled them."""
-    own, _ = duplex.delays_of(model.config)
-    known = np.array([delay > step for delay in own])
-    if not known.any():
-        return
-    said = tokens_before(prompt, [max(1, delay - step) for delay in own], 1, model.config.audio_vocab_size)
-    before, last = mx.split(state["own"], [max(own)], axis=2)
-    last = mx.where(mx.array(known)[:, None], mx.array(said)[:, :, None], last)
-    state["own"] = mx.concatenate([before, last], axis=2)
 
 
 # --- what comes out -------------------------------------------------------------------------------------------------

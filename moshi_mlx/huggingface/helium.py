@@ -13,11 +13,11 @@ from ..errors import InputError
 from ..models import config as plain
 from ..models.helium import Helium, LanguageModel
 from ..models.layers.sequence import Packing, packing, starts_again
+from ..models.losses import cross_entropy
 from ..models.state import State
 from . import pretrained
 from .classes import Methods
 from .config import MoshiConfig
-from .losses import cross_entropy
 from .outputs import BaseModelOutput, CausalLMOutput
 from .text_generation import generate_text
 

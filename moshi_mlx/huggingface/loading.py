@@ -23,7 +23,7 @@ def load(
     torch_dtype: mx.Dtype | str | None = None,
     revision: str | None = None,
 ) -> MoshiForConditionalGeneration:
-    """A model, ready for `model.session()`, from a local folder or a hub id such as "kyutai/moshiko-mlx-q4".
+    """A model, ready for `model.session()`: a local folder, a hub id such as "kyutai/moshiko-mlx-q4", or "miniature".
 
     `dtype` is the type that the language model is run in (of the scales, where it is quantized), such as "bfloat16";
     None and "auto" keep the stored one; `torch_dtype` is another name for it. The codec always runs in float32.

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from .. import inputs
+from ..conversation import prompt as prompts
 from ..conversation.asynchronous import WAITING, AsyncConversation
+from ..conversation.prompt import Prefilled
 from ..conversation.session import Session, SessionSettings
 from ..errors import InputError
 from ..inputs import spelled_out
 from ..models import config as plain
 from ..models.moshi import Moshi
 from ..models.state import State
-from . import pretrained, teacher_forcing
+from . import personas, pretrained, teacher_forcing
 from .classes import Methods
 from .config import MoshiConfig
 from .depth import MoshiDepthDecoder
@@ -48,8 +50,14 @@ class MoshiForConditionalGeneration(Methods, Moshi):
     audio_encoder: MimiModel
 
     @spelled_out(SessionSettings)
-    def session(self, seed: int = 0, **settings: Unpack[SessionSettings]) -> Session:
+    def session(
+        self, seed: int = 0, *, voice: Any = None, persona: str | None = None, prompt: Any = None,
+        **settings: Unpack[SessionSettings],
+    ) -> Session:  # fmt: skip
         """A conversation, primed and ready for its first frame.
+
+        `voice` and `persona` (of PersonaPlex: see `prompt`) come before it, or the `prompt` that was made of them, or
+        the path of a saved one.
 
         temperature (0: greedy), top_k (0: no cut), top_p (over 0 to 1) and min_p (0 to 1) are of Moshi's sound, with
         `text_` of its text; what is not given, or None, is the checkpoint's or else Moshi's own: 0.8 and 250, 0.7 and
@@ -57,16 +65,46 @@ class MoshiForConditionalGeneration(Methods, Moshi):
         that does not exist.
         """
         said: Any = {**self.sampling_defaults, **settings}
-        return Session(self, seed, **said)
+        return Session(self, seed, prompt=self.prompt_of(voice, persona, prompt), **said)
 
+    def prompt(self, voice: Any = None, persona: str | None = None) -> Prefilled:
+        """A voice and a role, read once for any number of conversations: `session(prompt=...)`, `save_prompt`.
+
+        `voice`: a name of `voices.names()`, the path of a `.pt` file or of a recording, codes int [num_codebooks, T],
+        or sound float [samples]; `persona`: who Moshi is to be, as text. Either may be left out. Raises InputError for
+        a model without personas, an unknown voice, a voice of another model, and a prompt longer than the context.
+        """
+        return personas.make_prompt(self, voice, persona)
+
+    def save_prompt(self, prompt: Prefilled, path: str | Path) -> None:
+        """Write a prompt to a safetensors file, which `session(prompt=path)` reads. Raises InputError."""
+        prompts.save(self, prompt, path)
+
+    def load_prompt(self, path: str | Path) -> Prefilled:
+        """What `save_prompt` wrote. Raises InputError for another file, and for a prompt of another model."""
+        return prompts.load(self, path)
+
+    def prompt_of(self, voice: Any, persona: str | None, prompt: Any) -> Prefilled | None:
+        """The prompt that is meant: given, in a file, or to be made of a voice and a persona; none of them."""
+        if prompt is not None:
+            if voice is not None or persona is not None:
+                raise InputError(
+                    "prompt: got it together with voice or persona, which it has already; give one of them"
+                )
+            return prompt if isinstance(prompt, Prefilled) else self.load_prompt(prompt)
+        return None if voice is None and persona is None else self.prompt(voice, persona)
+
+    @spelled_out(SessionSettings)
     def conversation(
-        self, seed: int = 0, *, waiting: int = WAITING, **settings: Unpack[SessionSettings]
-    ) -> AsyncConversation:
+        self, seed: int = 0, *, waiting: int = WAITING, voice: Any = None, persona: str | None = None,
+        prompt: Any = None, **settings: Unpack[SessionSettings],
+    ) -> AsyncConversation:  # fmt: skip
         """A conversation for an event loop: `async with model.conversation() as talk`; see `AsyncConversation`.
 
         `waiting` frames at most are on their way at a time; the settings are those of `session`.
         """
-        return AsyncConversation(lambda: self.session(seed, **settings), waiting)
+        given: Any = {"voice": voice, "persona": persona, "prompt": prompt, **settings}
+        return AsyncConversation(lambda: self.session(seed, **given), waiting)
 
     def get_unconditional_inputs(self, num_samples: int = 1) -> UnconditionalInput:
         """Initial tokens alone, the start of a conversation without a prompt: `generate(**inputs)`."""

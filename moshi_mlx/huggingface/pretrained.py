@@ -84,7 +84,7 @@ def moshi(kind: type[M], path_or_hub_id: str | Path, settings: ModelSettings) ->
 
 
 def _opened(folder: Path, config: MoshiConfig | None) -> Checkpoint:
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, config)
     if config is None:
         return checkpoint
     ours, theirs = ({**language_shapes(c), **mimi_shapes(c.audio_encoder_config)} for c in (config, checkpoint.config))

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import inputs
 from ..conversation import streams
+from ..conversation.prompt import Prefilled, one_row, repeated
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ class Prompt(NamedTuple):
     later: np.ndarray  # int [B, user codebooks, M], what the user goes on to say
     embeds: mx.array | None  # [B, L, hidden] in the place of the columns' own
     shown: np.ndarray  # int [B, T], the text to return before the new one
+    seen: Prefilled | None = None  # a voice and a persona, of which nothing is returned, in the place of the columns
+
+    @property
+    def length(self) -> int:
+        return self.columns.shape[2] if self.seen is None else self.seen.length
 
 
 def new_token_count(settings: Any, length: int, positions: int) -> int:
@@ -65,6 +71,20 @@ def make_prompt(
     _check_initial(columns[:, 1 : model.config.num_codebooks + 1], lengths, initial[1])
     columns, lengths, later, shown = (np.repeat(part, repeats, axis=0) for part in (columns, lengths, later, shown))
     return Prompt(columns, lengths, later, None if embeds is None else mx.repeat(embeds, repeats, axis=0), shown)
+
+
+def after(model: MoshiForConditionalGeneration, seen: Prefilled, user: tuple[Any, Any], repeats: int) -> Prompt:
+    """What the user says, in sound or codes of one row, after a prompt that has been read."""
+    columns: np.ndarray = np.array(streams.initial_tokens(model.config), np.int32)[None, :, None]
+    later: np.ndarray = np.zeros((1, model.config.user_codebooks, 0), np.int32)
+    if any(part is not None for part in user):
+        heard = model.streams(user_input_values=user[0], user_audio_codes=user[1])
+        later = np.array(heard)[:, 1 + model.config.num_codebooks :]
+    if len(later) != 1:
+        raise InputError(f"user_audio_codes: got {len(later)} rows, expected one after a voice or a persona")
+    shown, lengths = np.zeros((repeats, 0), np.int32), np.ones(repeats, np.int64)
+    columns, later = np.repeat(columns, repeats, axis=0), np.repeat(later, repeats, axis=0)
+    return Prompt(columns, lengths, later, None, shown, repeated(one_row(seen), repeats))
 
 
 def _is_given(input_ids: Any, user: tuple[Any, Any], moshi: tuple[Any, Any], embeds: mx.array | None) -> bool:
@@ -139,11 +159,3 @@ def _check_initial(own: np.ndarray, lengths: np.ndarray, initial: int) -> None:
             f"moshi_audio_codes: got the initial token {initial} in row {row} at column {column}, expected it only "
             f"before the stream's start; codes are 0 to {initial - 1}"
         )
-
-
-def tokens_before(prompt: Prompt, back: list[int], first: int, initial: int) -> np.ndarray:
-    """The tokens int [B, len(back)] of streams from `first` on, back[k] columns before the prompt's end."""
-    index = prompt.lengths[:, None] - np.array(back)
-    columns = prompt.columns[:, first : first + len(back)]
-    taken = np.take_along_axis(columns, np.maximum(index, 0)[:, :, None], axis=2)[:, :, 0]
-    return np.where(index >= 0, taken, initial).astype(np.int32)

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.names import MINIATURE_FOLDER
 from ..terminal.arguments import Parser
 
 PROGRAM = "moshi_mlx.local"
 HUB_SUFFIXES = {4: "q4", 8: "q8", 16: "bf16"}
-DEMO_MODEL = Path(__file__).parents[1] / "assets" / "miniature"
+DEMO_MODEL = MINIATURE_FOLDER
 DEMO_INPUT = Path(__file__).parents[1] / "assets" / "question.flac"
 DEMO_TEXT = DEMO_INPUT.with_suffix(".txt")
 DEMO_OUTPUT = Path("reply.wav")

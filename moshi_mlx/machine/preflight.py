@@ -45,7 +45,7 @@ class Plan(NamedTuple):
 
 def plan(name: str) -> Plan | None:
     """Of a folder or a hub id; None where nothing can be said of it before it is loaded."""
-    folder = Path(name).expanduser()
+    folder = hub.named_folder(name)
     if folder.is_dir():
         return Plan(name, f"the folder {folder}", _folder_bytes(folder))
     if folder.exists() or not hub.is_hub_id(name):

@@ -16,7 +16,8 @@ class Moshi(Freezable):
     """`.decoder` (Helium and text head), `.depth_decoder`, `.audio_encoder` (Mimi); `.tokenizer` where one was loaded.
 
     Weights are random (`initializer_range`, `seed`) until some are loaded; the codec's take no part in training
-    (`audio_encoder.unfreeze()` lets them). `sampling_defaults` are the settings that the checkpoint asks for.
+    (`audio_encoder.unfreeze()` lets them). `sampling_defaults` are the settings that the checkpoint asks for; `voices`
+    is None where a model takes neither voice nor persona.
     """
 
     decoder_class: type[LanguageModel] = LanguageModel
@@ -33,6 +34,7 @@ class Moshi(Freezable):
         self.audio_encoder = self.codec_class(config.audio_encoder_config)
         self.tokenizer: Any = None
         self.sampling_defaults: dict[str, float] = {}
+        self.voices: Any = None  # of a PersonaPlex: `checkpoints.personas.voices.Voices`
         initialize(self, config.initializer_range, seed)
         self.audio_encoder.refresh()
         self.freeze_audio_encoder()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..terminal.version import install
-from .files import say, write
+from .files import named_errors, say, sync, write
 from .loss import KINDS
 
 CSV_NAME, PNG_NAME = "losses.csv", "losses.png"
@@ -37,8 +39,15 @@ class Curve:
 
     def add(self, row: Losses) -> None:
         self.rows.append(row)
-        with (self._folder / CSV_NAME).open("a", newline="") as file:
+        path = self._folder / CSV_NAME
+        with named_errors(path), path.open("a", newline="") as file:
             csv.writer(file).writerow(row)
+
+    def sync(self) -> None:
+        """On the disk, before the state that goes on from the last row is."""
+        path = self._folder / CSV_NAME
+        with named_errors(path), path.open("rb") as file:
+            sync(file.fileno())
 
     def draw(self) -> None:
         """losses.png, where matplotlib is installed."""
@@ -57,17 +66,13 @@ def _write(path: Path, rows: Sequence[Losses]) -> None:
 
 
 def _read(path: Path) -> list[Losses]:
-    """The whole rows; the last may be half-written, if the machine went down."""
+    """The rows up to the first that is damaged: the last may be half-written, if the machine went down."""
     if not path.is_file():
         return []
-    rows = []
-    with path.open(newline="") as file:
-        for row in list(csv.reader(file))[1:]:
-            try:
-                number, split, *values = row
-                rows.append(Losses(int(number), split, *(float(value) for value in values)))
-            except (ValueError, TypeError):
-                break
+    rows: list[Losses] = []
+    with path.open(newline="", errors="replace") as file, contextlib.suppress(ValueError, TypeError, csv.Error):
+        for number, split, *values in itertools.islice(csv.reader(file), 1, None):
+            rows.append(Losses(int(number), split, *(float(value) for value in values)))
     return rows
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..checkpoints.disk.files import read_json
-from ..checkpoints.safetensors import load_lazily
-from ..errors import CheckpointError, ConfigError, InputError
+from ..checkpoints.safetensors import stored
+from ..errors import CheckpointError, ConfigError, InputError, brief
+from .files import is_file, whole_number
 from .prepare import INDEX
 
 NOTHING = -1  # what fills a conversation up to the length of a batch: no input, and no part of the loss
@@ -62,20 +64,44 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
 def load(folder: Path, settings: dict[str, Any], frames: int) -> Dataset:
     """A prepared folder. `settings` are `prepare.settings_of` the model.
 
-    Raises InputError where the folder is not prepared, ConfigError where it was for another codec or tokenizer.
+    Everything is looked at before anything is computed. Raises InputError where the folder is not prepared, ConfigError
+    where it was for another codec, tokenizer or vocabulary, CheckpointError where a file is damaged.
     """
-    if not (folder / INDEX).is_file():
+    if not is_file(folder / INDEX):
         hint = "python -m moshi_mlx.train prepare makes one from recordings"
         raise InputError(f"{folder}: no prepared data, or preparing was interrupted; {hint}")
     index = read_json(folder / INDEX)
     for key, wanted in settings.items():
         if index.get(key) != wanted:
             raise ConfigError(
-                f"{folder / INDEX}: key {key!r} is {index.get(key)!r}, but the model's is {wanted!r}; prepare the data "
-                "with this model"
+                f"{folder / INDEX}: key {key!r} is {brief(index.get(key))}, but the model's is {wanted!r}; "
+                "prepare the data with this model"
             )
     paths = sorted(folder.glob("shard-*.safetensors"))
-    if len(paths) != index.get("shards"):
-        raise CheckpointError(f"{folder}: has {len(paths)} shards, expected {index.get('shards')}; prepare it again")
-    conversations = [np.array(tensor) for path in paths for _, tensor in sorted(load_lazily(path).items())]
+    if len(paths) != whole_number(index, "shards", str(folder / INDEX)):
+        raise CheckpointError(f"{folder}: has {len(paths)} shards, expected {index['shards']}; prepare it again")
+    checks = settings["streams"], settings["vocabularies"]
+    conversations = [tokens for path in paths for tokens in _conversations(path, *checks)]
+    if not conversations:
+        raise CheckpointError(f"{folder}: holds no conversations; prepare it again")
     return Dataset(conversations, frames)
+
+
+def _conversations(path: Path, streams: list[int], vocabularies: list[int]) -> Iterator[np.ndarray]:
+    """The conversations of a shard, uint16 [1 + streams, frames], in the order of their names.
+
+    `streams`: how many codebooks of Moshi and of the user there are; `vocabularies`: the sizes of text and sound.
+    Raises CheckpointError, naming the tensor, where one has another type or shape, or tokens outside.
+    """
+    rows = 1 + sum(streams)
+    for name, (info, read) in sorted(stored(path).items()):
+        where = f"{path}: tensor {brief(name)}"
+        if info.dtype != "U16" or len(info.shape) != 2 or info.shape[0] != rows or info.shape[1] < 1:
+            got = f"{info.dtype} {list(info.shape)}"
+            raise CheckpointError(f"{where} is {got}, expected U16 [{rows}, frames]; prepare the data again")
+        tokens = np.array(read())
+        for what, part, size in (("text", tokens[:1], vocabularies[0]), ("sound", tokens[1:], vocabularies[1])):
+            if part.max() >= size:
+                got = f"has a token {part.max()} of {what}, but the model knows 0 to {size - 1}"
+                raise CheckpointError(f"{where} {got}; prepare the data again")
+        yield tokens

@@ -1,31 +1,28 @@
 """Finding and checking recorded conversations in the format of Kyutai's moshi-finetune (its README).
 
 A conversation is a stereo sound file, Moshi on the left and the user on the right, or the pair NAME.moshi.wav and
-NAME.user.wav of mono files; beside it NAME.json has the words with their times:
-[[word, [start, end], speaker], ...] in seconds, as they are or under the key "alignments".
+NAME.user.wav of mono files; beside it NAME.json has the words with their times (see `timings`).
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import soundfile
-import soxr
 
-from ..errors import AudioError, InputError
+from ..errors import AudioError, InputError, brief, clipped
+from . import sounds, timings
+from .files import is_file, read_text, say
+from .timings import Script, Word
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 SIDES = (".moshi", ".user")
 SPEAKER = "SPEAKER_MAIN"  # what Kyutai's annotation script calls Moshi's channel
-BLOCK_SECONDS = 10
-
-Word = tuple[str, float, float]
-"""(word, start, end), in seconds."""
+LARGEST_MANIFEST = 256 * 10**6  # bytes: a million recordings
 
 
 class Conversation(NamedTuple):
@@ -36,16 +33,21 @@ class Conversation(NamedTuple):
     user: Path
     timings: Path
 
+    @property
+    def sounds(self) -> list[Path]:
+        """One file, or Moshi's and the user's."""
+        return list(dict.fromkeys((self.moshi, self.user)))
+
 
 def find(source: Path) -> list[Conversation]:
-    """The conversations of a folder, or those that a JSON-lines manifest lists, in a fixed order.
+    """The conversations of a folder, those that a JSON-lines manifest lists, or that of one sound file, in order.
 
     Raises InputError, naming the file, where there are none, or a file or half of a pair is missing.
     """
     if source.is_dir():
-        found = sorted(_in_folder(source))
-    elif source.is_file():
-        found = list(_in_manifest(source))
+        found = sorted(_in_folder(source, [path for path in source.rglob("*") if _is_sound(path)]))
+    elif is_file(source):
+        found = list(_of_file(source) if _is_sound(source) else _in_manifest(source))
     else:
         raise InputError(f"{source}: no such folder or manifest of recordings")
     if not found:
@@ -53,136 +55,143 @@ def find(source: Path) -> list[Conversation]:
     names = Counter(conversation.name for conversation in found)
     twice = sorted(name for name, count in names.items() if count > 1)
     if twice:
-        raise InputError(f"{source}: two conversations have the name {twice[0]!r}; rename one")
+        raise InputError(f"{source}: two conversations have the name {brief(twice[0])}; rename one")
     return found
 
 
-def _in_folder(folder: Path) -> Iterator[Conversation]:
-    for path in folder.rglob("*"):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            continue
+def _is_sound(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _in_folder(folder: Path, paths: list[Path]) -> Iterator[Conversation]:
+    """Capitals make no difference: A.MOSHI.WAV and A.user.wav are a pair on any file system."""
+    known = {str(path).lower(): path for path in sorted(paths, reverse=True)}
+    for path in paths:
         stem = path.with_suffix("")
-        if stem.suffix not in SIDES:
-            yield Conversation(str(stem.relative_to(folder)), path, path, path.with_suffix(".json"))
+        side = stem.suffix.lower()
+        if side not in SIDES:
+            yield Conversation(str(stem.relative_to(folder)), path, path, _timings(stem))
             continue
-        other = SIDES[1 - SIDES.index(stem.suffix)]
-        halves = [half for suffix in SUFFIXES if (half := stem.with_suffix(other + suffix)).is_file()]
+        other = SIDES[1 - SIDES.index(side)]
+        names = (str(stem.with_suffix(other + suffix)).lower() for suffix in SUFFIXES)
+        halves = [known[name] for name in names if name in known]
         if not halves:
             raise InputError(f"{path}: the other half of the pair, {stem.with_suffix(other).name}, is missing")
         if other == SIDES[1]:
-            name = str(stem.with_suffix("").relative_to(folder))
-            yield Conversation(name, path, halves[0], stem.with_suffix(".json"))
+            bare = stem.with_suffix("")
+            yield Conversation(str(bare.relative_to(folder)), path, halves[0], _timings(bare))
+
+
+def _timings(stem: Path) -> Path:
+    """NAME.json, or its name in capitals."""
+    names = [stem.with_name(stem.name + suffix) for suffix in (".json", ".JSON")]
+    return next((name for name in names if is_file(name)), names[0])
+
+
+def _of_file(path: Path) -> Iterator[Conversation]:
+    """A sound file, with the other half where it is one of a pair."""
+    near = [beside for beside in path.parent.iterdir() if _is_sound(beside)]
+    return (found for found in _in_folder(path.parent, near) if path in (found.moshi, found.user))
 
 
 def _in_manifest(manifest: Path) -> Iterator[Conversation]:
-    for number, line in enumerate(manifest.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{manifest}, line {number}"
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: not JSON ({error})") from error
-        entry = entry if isinstance(entry, dict) else {}
-        moshi, user = (entry.get(side, entry.get("path")) for side in ("moshi", "user"))
+    for number, line in enumerate(
+        read_text(manifest, LARGEST_MANIFEST).split("\n"), 1
+    ):  # not splitlines: U+2028 may stand in a name
+        if line.strip():
+            yield _entry(line, manifest.parent, f"{manifest}, line {number}")
+
+
+def _entry(line: str, folder: Path, where: str) -> Conversation:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        hint = 'expected a folder, or a manifest with {"path": FILE} on each line'
+        raise InputError(f"{where}: not JSON ({clipped(str(error))}); {hint}") from error
+    entry = entry if isinstance(entry, dict) else {}
+    moshi, user = (entry.get(side, entry.get("path")) for side in ("moshi", "user"))
+    try:
         if not isinstance(moshi, str) or not isinstance(user, str):
-            raise InputError(f'{where}: expected {{"path": FILE}}, or {{"moshi": FILE, "user": FILE}} of a pair')
-        name = str(Path(moshi).with_suffix("")).removesuffix(SIDES[0])
-        folder = manifest.parent
-        yield Conversation(name, folder / moshi, folder / user, folder / f"{name}.json")
+            raise TypeError
+        stem = Path(moshi).with_suffix("")
+        name = str(stem.with_suffix("") if moshi != user and stem.suffix.lower() == SIDES[0] else stem)
+        return Conversation(name, folder / moshi, folder / user, _timings(folder / name))
+    except (TypeError, ValueError) as error:
+        raise InputError(f'{where}: expected {{"path": FILE}}, or {{"moshi": FILE, "user": FILE}} of a pair') from error
 
 
-def check(conversations: list[Conversation], speaker: str) -> dict[str, list[Word]]:
+class Checked(NamedTuple):
+    """What there is to train on, and what each recording that cannot be read fails with, by name."""
+
+    scripts: dict[str, Script]
+    damaged: dict[str, AudioError]
+
+
+def check(conversations: list[Conversation], speaker: str, warn: Callable[[str], Any] = say) -> Checked:
     """The words that `speaker` says in each conversation, by its name, once all is well with all the files.
 
-    Raises InputError or AudioError, naming the first file that is missing, unlike the rest or without timings.
+    `warn` is told of words beyond the end of the sound. Raises InputError, naming the first file that is missing,
+    unlike the rest or without timings, and AudioError where no sound can be read.
     """
-    rates: dict[int, Path] = {}
+    checked, rates = Checked({}, {}), dict[int, Path]()
     for conversation in conversations:
-        paired = conversation.moshi != conversation.user
-        for path in (conversation.moshi, conversation.user)[: 1 + paired]:
-            rate, channels = _header(path)
-            first = next(iter(rates.items()), (rate, path))
-            if rate != first[0]:
-                raise InputError(
-                    f"{path}: has a sample rate of {rate} Hz, but {first[1]} has {first[0]} Hz; resample one of them"
-                )
-            rates[rate] = first[1]
-            if channels != 2 - paired:
-                wanted = "mono, as one side of a pair" if paired else "stereo: Moshi on the left, the user on the right"
-                raise InputError(f"{path}: has {channels} channels, expected {wanted}")
-        if not conversation.timings.is_file():
+        for path in conversation.sounds:
+            if not is_file(path):
+                raise InputError(f"{path}: no such sound file")
+        if not is_file(conversation.timings):
             raise InputError(f"{conversation.moshi}: has no word timings, expected them in {conversation.timings}")
-    return {conversation.name: words(conversation.timings, speaker) for conversation in conversations}
+        script = timings.read(conversation.timings, speaker)
+        try:
+            seconds = _check_sounds(conversation, rates)
+        except AudioError as error:
+            checked.damaged[conversation.name] = error
+            continue
+        _tell_of_words_beyond(script.words, seconds, conversation.timings, warn)
+        checked.scripts[conversation.name] = script
+    if not checked.scripts:
+        raise next(iter(checked.damaged.values()))
+    return checked
 
 
-def _header(path: Path) -> tuple[int, int]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such sound file")
-    try:
-        info = soundfile.info(str(path))
-    except (soundfile.SoundFileError, TypeError) as error:
-        raise AudioError(f"{path}: not a sound file that can be read, expected WAV, FLAC, OGG or MP3") from error
-    return info.samplerate, info.channels
+def _check_sounds(conversation: Conversation, rates: dict[int, Path]) -> float:
+    """The seconds that a conversation's files say they have. `rates`: the first of them, with its file."""
+    paths = conversation.sounds
+    said = {path: sounds.header(path) for path in paths}
+    for path, (rate, channels, _) in said.items():
+        first, where = next(iter(rates.items()), (rate, path))
+        if rate != first:
+            raise InputError(
+                f"{path}: has a sample rate of {rate} Hz, but {where} has {first} Hz; resample one of them"
+            )
+        rates[rate] = where
+        if channels != 3 - len(paths):
+            wanted = "mono, as one side of a pair" if len(paths) == 2 else "stereo: Moshi on the left, the user right"
+            raise InputError(f"{path}: has {channels} channels, expected {wanted}")
+    return max(one.seconds for one in said.values())
 
 
-def words(path: Path, speaker: str) -> list[Word]:
-    """The words that `speaker` says, in the order of their starts.
+def _tell_of_words_beyond(words: list[Word], seconds: float, path: Path, warn: Callable[[str], Any]) -> None:
+    beyond = [(word, start) for word, start, end in words if start >= seconds or end > seconds + 1]
+    if beyond:
+        word, start = beyond[0]
+        count = f"{len(beyond)} words end" if len(beyond) > 1 else "a word ends"
+        first = f"{brief(word)} at {start:g} s"
+        warn(
+            f"{path}: {count} after the sound, which has {seconds:.1f} s: {first}; are the timings another recording's?"
+        )
 
-    Raises InputError where the file is not what this module's head describes, or names other speakers only.
+
+def sound(conversation: Conversation, sample_rate: int, moshi: int = 0) -> Iterator[np.ndarray]:
+    """The two channels, Moshi first, in blocks float32 [2, T]; `moshi`: its channel where one file has both.
+
+    Raises as `sounds.stream`.
     """
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a JSON file of word timings ({error})") from error
-    values = values.get("alignments") if isinstance(values, dict) else values
-    if not isinstance(values, list):
-        raise InputError(f'{path}: expected a list of [word, [start, end], speaker], or one under "alignments"')
-    parsed = [_parse(value, f"{path}: word {n}") for n, value in enumerate(values)]
-    others = sorted({who for *_, who in parsed} - {speaker})
-    spoken = [(word, start, end) for word, start, end, who in parsed if who == speaker and word.strip()]
-    if parsed and not spoken:
-        raise InputError(f"{path}: no word is said by {speaker!r}, only by {', '.join(others)}; see --speaker")
-    return sorted(spoken, key=lambda word: word[1])
-
-
-def _parse(value: Any, where: str) -> tuple[str, float, float, str]:
-    try:
-        word, (start, end), who = value
-        start, end = float(start), float(end)
-    except (TypeError, ValueError):
-        word = start = end = who = None
-    if not isinstance(word, str) or not isinstance(who, str) or not 0 <= start <= end < float("inf"):
-        raise InputError(f"{where} is {value!r}, expected [word, [start, end], speaker] with 0 <= start <= end")
-    return word, start, end, who
-
-
-def sound(conversation: Conversation, sample_rate: int) -> Iterator[np.ndarray]:
-    """The two channels, Moshi first, resampled, in blocks float32 [2, T]; of a pair the shorter file ends in silence.
-
-    Samples that are no finite numbers are silence.
-    """
-    paths = list(dict.fromkeys((conversation.moshi, conversation.user)))
-    with soundfile.SoundFile(str(paths[0])) as first, soundfile.SoundFile(str(paths[-1])) as second:
-        files = [first, second][: len(paths)]
-        rate = first.samplerate
-        resampler = soxr.ResampleStream(rate, sample_rate, 2, dtype="float32")
-        left = max(file.frames for file in files)
-        while left > 0:
-            length = min(left, BLOCK_SECONDS * rate)
-            block = np.concatenate([_read(file, length) for file in files], axis=1)
-            left -= length
-            block = block if rate == sample_rate else resampler.resample_chunk(block, last=left <= 0)
-            yield np.ascontiguousarray(block.T)
-
-
-def _read(file: soundfile.SoundFile, length: int) -> np.ndarray:
-    """The next samples [length, channels], silence after the end."""
-    block = file.read(length, dtype="float32", always_2d=True, fill_value=0)
-    block = np.concatenate([block, np.zeros((length - len(block), block.shape[1]), np.float32)])
-    return np.nan_to_num(block, nan=0, posinf=0, neginf=0)
+    paths = conversation.sounds
+    turned = moshi == 1 and len(paths) == 1
+    for block in sounds.stream(paths, sample_rate):
+        yield block[::-1] if turned else block
 
 
 def seconds(conversation: Conversation) -> float:
-    """How long a conversation is."""
-    return max(soundfile.info(str(path)).duration for path in (conversation.moshi, conversation.user))
+    """How long a conversation says that it is."""
+    return max(sounds.header(path).seconds for path in conversation.sounds)

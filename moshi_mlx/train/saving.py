@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx.utils import tree_map
+import numpy as np
 
 from ..checkpoints import adapters, kyutai_config, writing
-from ..checkpoints.safetensors import load_lazily
-from ..errors import CheckpointError, ConfigError
+from ..checkpoints.safetensors import load_lazily, read_metadata
+from ..errors import CheckpointError, ConfigError, brief, clipped
 from ..models.moshi import Moshi
-from .files import metadata_of, write_json, write_tensors
+from .files import is_file, whole_number, write_json, write_tensors
 from .options import Options
 from .steps import State
 from .weights import Weights, placed
@@ -42,10 +42,8 @@ class Progress(NamedTuple):
 
 def save(folder: Path, progress: Progress, options: Options, model: Moshi) -> None:
     """The state, then the result: adapters.safetensors and a numbered copy, or a whole checkpoint."""
-    tensors = {f"weights/{name}": value for name, value in progress.weights.items()}
-    tensors |= {f"optimizer/{name}": value for name, value in _flat(progress.optimizer)}
     metadata = {"done": str(progress.done), "options": json.dumps(dataclasses.asdict(options))}
-    write_tensors(folder / STATE_NAME, tensors, metadata)
+    write_tensors(folder / STATE_NAME, _named(progress), metadata)
     if options.fine_tune_type == "lora":
         trained = {name: value.astype(model.decoder.model.dtype) for name, value in progress.weights.items()}
         published = adapters.to_kyutai(trained, model.config)
@@ -70,45 +68,86 @@ def kyutai_config_of(options: Options, model: Moshi) -> dict[str, Any]:
     return kyutai_config.moshi_dict(model.config) | adapter
 
 
-def resume(options: Options) -> Progress | None:
+class Saved(NamedTuple):
+    """A run as it was saved: its tensors by their names in the file."""
+
+    path: Path
+    done: int
+    tensors: dict[str, mx.array]
+
+
+def resume(options: Options) -> Saved | None:
     """The run that `resume_adapter_file` continues; None where that is not the newest file of an unfinished run.
 
-    Raises ConfigError where an option differs that would change the losses, CheckpointError for a broken state.
+    Raises ConfigError where an option differs that would change the losses, CheckpointError for a damaged state.
     """
     if options.resume_adapter_file is None:
         return None
     file = Path(options.resume_adapter_file)
     path = file if file.name == STATE_NAME else file.with_name(STATE_NAME)
-    if not path.is_file() or file.name not in (adapters.FILE_NAME, STATE_NAME):
+    if not is_file(path) or file.name not in (adapters.FILE_NAME, STATE_NAME):
         return None
-    metadata = metadata_of(path)
-    before, now = json.loads(metadata["options"]), dataclasses.asdict(options)
+    about = _about(path)
+    now = dataclasses.asdict(options)
+    before = dataclasses.asdict(Options(model=options.model, data=options.data)) | about["options"]  # new keys
     for key in sorted(set(now) - set(FREE)):
-        if before.get(key) != now[key]:
+        if before[key] != now[key]:
             raise ConfigError(
-                f"{path}: the run had {key} {before.get(key)!r}, not {now[key]!r}: it cannot be continued"
+                f"{path}: the run had {key} {brief(before[key])}, not {now[key]!r}: it cannot be continued"
             )
-    weights: Weights = {}
-    state: State = {}
-    for name, value in load_lazily(path).items():
-        kind, name, *leaf = name.split("/")
-        if kind == "weights":
-            weights[name] = value
-        elif leaf:
-            state.setdefault(name, {})[leaf[0]] = value
-        else:
-            state[name] = value
-    mx.eval(weights, state)  # read now: the next save replaces the file
-    return Progress(int(metadata["done"]), weights, state)
+    tensors = load_lazily(path)
+    mx.eval(tensors)  # read now: the next save replaces the file
+    return Saved(path, about["done"], tensors)
 
 
-def like(saved: Progress, new: Progress) -> Progress:
+def _about(path: Path) -> dict[str, Any]:
+    """What a state says of its run: how many iterations are done, and its options. Raises CheckpointError."""
+    metadata = read_metadata(path)
+    try:
+        about = {key: json.loads(metadata[key]) for key in ("done", "options")}
+    except (KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is damaged, or not the state of a run: {clipped(str(error))}") from error
+    whole_number(about, "done", str(path))
+    if not isinstance(about["options"], dict):
+        raise CheckpointError(f"{path}: is damaged: key 'options' is {brief(about['options'])}, expected an object")
+    return about
+
+
+def like(saved: Saved, new: Progress) -> Progress:
     """`saved` in the order of `new`, whose arrays it must have. Raises CheckpointError."""
-    for ours, theirs in ((saved.weights, new.weights), (dict(_flat(saved.optimizer)), dict(_flat(new.optimizer)))):
-        if {k: v.shape for k, v in ours.items()} != {k: v.shape for k, v in theirs.items()}:
-            raise CheckpointError(f"{STATE_NAME} is of another model or optimizer than this run's")
-    weights, state = tree_map(lambda _, mine: mine, (new.weights, new.optimizer), (saved.weights, saved.optimizer))
+    expected = _named(new)
+    for name in sorted(set(expected) ^ set(saved.tensors)):
+        what = "is missing" if name in expected else "has no place"
+        raise CheckpointError(f"{saved.path}: tensor {brief(name)} {what}; is it another model's or optimizer's?")
+    for name, tensor in saved.tensors.items():
+        wanted = expected[name]
+        if (tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype):
+            got, right = (f"{str(one.dtype).removeprefix('mlx.core.')} {list(one.shape)}" for one in (tensor, wanted))
+            raise CheckpointError(f"{saved.path}: tensor {brief(name)} is {got}, expected {right}")
+        if not _is_finite(tensor):
+            raise CheckpointError(f"{saved.path}: is damaged: tensor {brief(name)} holds values that are no numbers")
+    weights = {name: saved.tensors[f"weights/{name}"] for name in new.weights}
+    found = {name: saved.tensors[f"optimizer/{name}"] for name, _ in _flat(new.optimizer)}
+    state = {
+        name: {leaf: found[f"{name}/{leaf}"] for leaf in value} if isinstance(value, dict) else found[name]
+        for name, value in new.optimizer.items()
+    }
     return Progress(saved.done, weights, state)
+
+
+def is_finite(progress: Progress) -> bool:
+    """Whether a run has only numbers: one that has not cannot go on."""
+    return all(_is_finite(tensor) for tensor in _named(progress).values())
+
+
+def _is_finite(tensor: mx.array) -> bool:
+    return not mx.issubdtype(tensor.dtype, mx.floating) or bool(np.array(mx.isfinite(tensor).all()))
+
+
+def _named(progress: Progress) -> dict[str, mx.array]:
+    """The tensors of a state's file."""
+    tensors = {f"weights/{name}": value for name, value in progress.weights.items()}
+    return tensors | {f"optimizer/{name}": value for name, value in _flat(progress.optimizer)}
 
 
 def _flat(state: State) -> list[tuple[str, mx.array]]:
@@ -124,7 +163,7 @@ def _flat(state: State) -> list[tuple[str, mx.array]]:
 def refuse_to_overwrite(folder: Path) -> None:
     """Raises ConfigError where a folder holds another run."""
     if (folder / STATE_NAME).is_file():
-        done = metadata_of(folder / STATE_NAME).get("done")
+        done = _about(folder / STATE_NAME)["done"]
         raise ConfigError(
             f"{folder}: holds a run of {done} iterations; --resume-adapter-file {folder / STATE_NAME} goes on with it, "
             "another --adapter-path begins anew"

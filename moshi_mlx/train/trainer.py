@@ -22,8 +22,13 @@ from .files import say
 from .loss import Batch, Factors, batches
 from .options import Options
 from .prepare import settings_of
-from .saving import Progress
+from .saving import Progress, Saved
 from .steps import Steps
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and reports."""
+    return bool(mx.distributed.init().rank() == 0)
 
 
 class Trainer:
@@ -47,6 +52,7 @@ class Trainer:
         self._data, self._valid = self._datasets()
         self._optimizer, self._rate = options.make_optimizer(), options.schedule()
         self.progress = self._begin(resumed)
+        self._saved = self.progress.done  # iterations
         settings = (options.max_grad_norm, options.grad_checkpoint, options.compile, self._group)
         self._steps = Steps(self.model, self._optimizer, *settings)
 
@@ -67,21 +73,24 @@ class Trainer:
         data = dataset.load(folder / "train", settings, frames)
         valid = dataset.load(folder / "valid", settings, data.frames) if (folder / "valid").is_dir() else None
         seconds = data.frames / self._frame_rate
-        self._say(f"{len(data)} segments of {seconds:.1f} s to train on, {len(valid or ())} to validate with")
+        count = f"{len(data)} segments" if len(data) > 1 else "1 segment"
+        self._say(f"{count} of {seconds:.1f} s to train on, {len(valid or ())} to validate with")
         return data, valid
 
-    def _begin(self, resumed: Progress | None) -> Progress:
+    def _begin(self, resumed: Saved | None) -> Progress:
         """What the run begins with, or goes on from: the same in every process."""
         o = self.options
         chosen = trained.choose(self.model, o.fine_tune_type, o.num_layers, o.rank, o.scale, o.seed)
+        if o.deterministic:
+            trained.order_gradients(self.model)
         self._say(f"training {sum(w.size for w in chosen.values()) / 1e6:.3f} M weights")
         self._optimizer.init(chosen)
+        mine = Progress(0, chosen, self._optimizer.state)
         if resumed is not None:
+            mine = saving.like(resumed, mine)
             self._say(f"continuing after iteration {resumed.done}")
-            resumed = saving.like(resumed, Progress(0, chosen, self._optimizer.state))
         elif o.resume_adapter_file is not None and self._first:
-            chosen |= self._start_from(o.resume_adapter_file)
-        mine = resumed or Progress(0, chosen, self._optimizer.state)
+            mine = mine._replace(weights=chosen | self._start_from(o.resume_adapter_file))
         if self.is_alone:
             return mine
         weights, optimizer = tree_map(self._broadcast, (mine.weights, mine.optimizer))
@@ -146,8 +155,19 @@ class Trainer:
         rate = self._rate(done)
         weights, optimizer, kinds = self._steps.train(weights, optimizer, parts, rate)
         self.progress = Progress(done + 1, weights, optimizer)
+        keep_buffers()
+        self._note(curve, _row(done + 1, "train", kinds, sums, rate))
+
+    def _note(self, curve: Curve | None, row: Losses) -> None:
+        """A row for the curve. Raises ConfigError where the loss is no number any more."""
         if curve:
-            curve.add(_row(done + 1, "train", kinds, sums, rate))
+            curve.add(row)
+        if not np.isfinite(row.loss):
+            raise self._lost(f"iteration {row.iteration}: the {row.split} loss is {row.loss}")
+
+    def _lost(self, what: str) -> ConfigError:
+        kept = f"iteration {self._saved} is kept in {self.folder}" if self._saved else "nothing was saved yet"
+        return ConfigError(f"{what}, so the run ends; {kept}; a lower learning rate, or one that warms up, may help")
 
     def _validate(self, curve: Curve | None) -> None:
         if self._valid is None:
@@ -161,8 +181,7 @@ class Trainer:
         done = self.progress.done
         row = _row(done, "valid", kinds, sums, self._rate(done))
         self._say(f"iteration {done}: valid {_spoken(row)}")
-        if curve:
-            curve.add(row)
+        self._note(curve, row)
 
     def _report(self, curve: Curve | None, speed: float) -> None:
         if not curve:
@@ -178,10 +197,24 @@ class Trainer:
         )
 
     def _save(self, curve: Curve | None) -> None:
+        if not saving.is_finite(self.progress):  # in every process, so that none waits for another
+            raise self._lost(f"iteration {self.progress.done}: the weights are no numbers any more")
         if curve:
+            curve.sync()
             saving.save(self.folder, self.progress, self.options, self.model)
             curve.draw()
             say(f"iteration {self.progress.done}: saved in {self.folder}")
+        self._saved = self.progress.done
+
+
+def keep_buffers() -> None:
+    """Let MLX keep the memory of an iteration's activations for the next one.
+
+    The bound that suits a conversation is far below it: Metal would give the rest back to the system, and take it
+    again, in every iteration. What is kept and what is in use come to the peak at most.
+    """
+    spare = mx.get_peak_memory() - mx.get_active_memory()
+    mx.set_cache_limit(max(spare, mx.set_cache_limit(max(spare, 0))))
 
 
 def _row(iteration: int, split: str, kinds: mx.array, sums: np.ndarray, rate: float) -> Losses:

@@ -11,6 +11,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterator
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,6 +19,7 @@ import mlx.nn as nn
 from ..checkpoints import adapters
 from ..checkpoints.filling import module_at
 from ..errors import ConfigError
+from ..models.layers.linear import Embedding
 from ..models.moshi import Moshi
 
 Weights = dict[str, mx.array]
@@ -42,6 +44,41 @@ def choose(model: Moshi, kind: str, num_layers: int, rank: int, scale: float, se
                 raise ConfigError("a quantized model takes adapters only: use --fine-tune-type lora, or its bf16 files")
             chosen[name] = module[leaf].astype(mx.float32)
     return chosen
+
+
+class OrderedEmbedding(Embedding):
+    """A table whose gradient is summed in a fixed order: as a product with the tokens as rows of ones and zeros.
+
+    Metal adds the rows of a plain lookup's gradient as they come, so that the last digits differ from run to run.
+    """
+
+    def rows(self, ids: mx.array) -> mx.array:
+        return cast(mx.array, _rows(self.weight, ids))
+
+
+@mx.custom_function
+def _rows(table: mx.array, ids: mx.array) -> mx.array:
+    return table[ids]
+
+
+@_rows.vjp
+def _rows_gradient(primals: tuple[mx.array, ...], gradient: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
+    table, ids = primals
+    said = mx.arange(len(table))[:, None] == ids.reshape(1, -1)  # [rows, ids]
+    return (said.astype(gradient.dtype) @ gradient.reshape(ids.size, -1)).astype(table.dtype), mx.zeros_like(ids)
+
+
+def order_gradients(model: Moshi) -> None:
+    """Give every plain table of the language model a gradient that is summed in a fixed order."""
+    for row in adapters.parameters(model.config):
+        parent, name = module_at(model, row.ours.removesuffix(".weight"))
+        old = parent[name]
+        if type(old) is Embedding:
+            table = OrderedEmbedding(1, 1)
+            table.weight = old.weight
+            if "low_rank" in old:
+                table.low_rank = old.low_rank
+            parent[name] = table
 
 
 def _is_frozen(name: str, frozen: int) -> bool:

@@ -322,7 +322,7 @@ def test_quantized_widths_that_no_quantization_has(checkpoint):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("/no/such/folder", "no such folder; expected one, or a hub id"),
+        ("/no/such/folder", 'no such folder; expected one, "miniature", or a hub id'),
         ("nowhere", "no such folder"),
         ("./kyutai/moshiko", "no such folder"),
         ("kyutai/no-such-repository", "or give the path of a folder that holds the checkpoint"),

@@ -1,5 +1,6 @@
 """Adapters: Kyutai's own files give its package's losses; what fits not is named; merged, beside and in a session."""
 
+import contextlib
 import shutil
 
 import mlx.core as mx
@@ -7,11 +8,13 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from helpers import GOLDENS, golden, run_codes
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 from training import TRAINING, check_losses, losses, quantize
 
 import moshi_mlx
-from moshi_mlx import CheckpointError, ConfigError
+from moshi_mlx import CheckpointError, ConfigError, MoshiError
 from moshi_mlx.checkpoints import adapters
 from moshi_mlx.local import __main__ as local
 
@@ -161,6 +164,11 @@ def with_shape(name, *shape):
         (with_shape("emb.0.weight", 33, 32), "has the tensor 'emb.0.weight' but not 'emb.1.weight'"),
         (with_shape("depformer_emb.0.weight", 33, 15), r"'depformer_emb.0.weight' gives the shape \[33, 15\]"),
         (lambda tensors: {"x": mx.zeros((2,), mx.int32)}, "tensor 'x' has the type I32, expected a float"),
+        (with_shape("linears.3.lora_B.weight"), r"'linears.3.lora_B.weight' has the shape \[\], expected a matrix"),
+        (with_shape("linears.3.lora_B.weight", 31), r"'linears.3.lora_B.weight' has the shape \[31\], expected a mat"),
+        (with_shape("emb.0.weight", 0, 32), r"'emb.0.weight' has the shape \[0, 32\], expected a matrix"),
+        (lambda t: t | {"linears.3.lora_B.weight": t["linears.3.lora_B.weight"] * float("nan")},
+         "tensor 'linears.3.lora_B.weight' holds values that are no numbers"),
         (lambda tensors: {}, "holds no adapter's tensors"),
     ],
 )  # fmt: skip
@@ -192,8 +200,34 @@ def test_the_scale_stands_beside_the_tensors(adapter, files, scale):
     assert adapters.read(folder, tiny().config).scale == scale
 
 
-def test_a_wrong_scale_is_named(adapter):
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("config.json", '{"lora_scaling": "two"}', "key 'lora_scaling' is 'two', expected a number"),
+        ("config.json", '{"lora_scaling": true}', "key 'lora_scaling' is True"),
+        ("config.json", '{"lora_scaling": NaN}', "expected a number|is no number"),
+        ("config.json", '{"lora_scaling": -Infinity}', "expected a number|is no number"),
+        ("config.json", '{"lora_scaling": 1e39}', "key 'lora_scaling' is 1e.39"),
+        ("adapter_config.json", '{"lora_parameters": {"scale": 1e999}}', "expected a number|too large"),
+        ("adapter_config.json", '{"lora_parameters": [2]}', "key 'lora_parameters' is \\[2\\]"),
+        ("adapter_config.json", '{"lora_parameters": {"scale": [2]}}', "key 'scale' is"),
+        ("adapter_config.json", "[]", "got a JSON list, expected an object"),
+        ("adapter_config.json", "{", "not a JSON file"),
+    ],
+)
+def test_a_wrong_scale_is_named(adapter, file, text, message):
     folder = adapter()
-    (folder / "config.json").write_text('{"lora_scaling": "two"}')
-    with pytest.raises(ConfigError, match="key 'lora_scaling' is 'two', expected a number"):
+    (folder / file).write_text(text)
+    with pytest.raises(ConfigError, match=message):
         tiny(adapter=folder)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(start=st.integers(0, 6000), drop=st.integers(0, 30), insert=st.binary(max_size=8), length=st.integers(0, 9000))
+def test_adapters_damaged_in_any_way_are_read_or_named(model, tmp_path, start, drop, insert, length):
+    content = (GOLDENS / "lora_tiny" / "lora.safetensors").read_bytes()
+    content = content[:start] + insert + content[start + drop :]
+    (tmp_path / "lora.safetensors").write_bytes(content[:length] if length < 4500 else content)
+    with contextlib.suppress(MoshiError):
+        found = adapters.updates(model, adapters.read(tmp_path, model.config))
+        assert all(bool(mx.isfinite(part).all()) for update in found.values() for part in update)

@@ -1,10 +1,14 @@
 """Words with times as Moshi's text stream, and the stream as words."""
 
+import json
+
 import numpy as np
 import pytest
+from helpers import GOLDENS
 
 from moshi_mlx import InputError
 from moshi_mlx.conversation.text import END_OF_PADDING, PADDING, TextDecoder, align
+from moshi_mlx.train import timings
 
 E, P = END_OF_PADDING, PADDING
 
@@ -26,18 +30,27 @@ def test_padding_between_words_and_its_end_before_them():
     assert aligned([]) == [P] * 10
 
 
-def test_a_word_waits_for_the_one_before_it():
-    assert aligned([("abcd", 0.16), ("e", 0.2), ("f", 0.24)]) == [P, E, 10, 11, 12, 13, 14, 15, P, P]
+def test_a_word_cuts_off_the_one_before_it_or_waits_for_it():
+    words = [("abcd", 0.16), ("e", 0.2), ("f", 0.24)]
+    assert aligned(words) == [P, E, 14, 15, P, P, P, P, P, P]  # e is in the frame of abcd and takes its place
+    assert aligned(words, shift=True) == [P, E, 10, 11, 12, 13, 14, 15, P, P]
+    assert aligned([("abcd", 0.16, 0.5), ("e", 0.32, 0.4)]) == [P, E, 10, 11, 14, P, P, P, P, P]
+
+
+def test_words_without_length_or_letters():
+    assert aligned([("a", 0.16, 0.16), ("b", 0.4, 0.3)]) == [P] * 10
+    assert aligned([("abcd", 0.16, 0.5), (" ", 0.32, 0.4)]) == [P, E, 10, 11, P, P, P, P, P, P]
+    assert aligned([("abcd", 0.16, 0.5), (" ", 0.32, 0.4)], shift=True) == [P, E, 10, 11, 12, 13, P, P, P, P]
 
 
 def test_what_lies_beyond_the_last_frame_is_left_out():
-    assert aligned([("abc", 0.64), ("d", 5.0)]) == [P, P, P, P, P, P, P, E, 10, 11]
+    assert aligned([("abc", 0.64), ("d", 5.0), ("e", 1e308)]) == [P, P, P, P, P, P, P, E, 10, 11]
     assert aligned([("a", 0.8)]) == [P] * 9 + [E]
+    assert aligned([("a", 0.88)]) == [P] * 10
 
 
-def test_a_time_on_a_frame_is_that_frame():
-    for frame in range(1, 60):
-        assert aligned([("a", frame * 0.08)], 60).index(10) == frame
+def test_a_time_before_the_start_is_the_first_frame():
+    assert aligned([("ab", -1.0, 0.5)], 3) == [10, 11, P]
 
 
 def test_other_rates_and_ids():
@@ -59,9 +72,8 @@ def test_the_goldens_tokenizer_back_and_forth(model):
     ("words", "frames", "message"),
     [
         ([("a", 1.0), ("b", 0.5)], 5, "'b' begins at 0.5, expected 1.0 or later"),
-        ([("a", -1.0)], 5, "'a' begins at -1.0, expected 0.0 or later"),
         ([("a", float("nan"))], 5, "'a' begins at nan"),
-        ([(" ", 1.0)], 5, "' ' has no tokens"),
+        ([("a", float("inf"))], 5, "'a' begins at inf"),
         ([], 0, "num_frames: got 0, expected 1 or more"),
     ],
 )
@@ -69,6 +81,17 @@ def test_bad_words_are_named(words, frames, message):
     with pytest.raises(InputError) as caught:
         aligned(words, frames)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("case", json.loads((GOLDENS / "alignment.json").read_text()), ids=lambda case: case["name"])
+@pytest.mark.parametrize("shift", [False, True], ids=["cut", "shifted"])
+def test_alignment_is_kyutais(model, tmp_path, case, shift):
+    """From the transcript as a file to the text stream, with moshi-finetune's own results."""
+    path = tmp_path / "talk.json"
+    path.write_text(json.dumps({"alignments": case["transcript"]}))
+    words = timings.read(path, "SPEAKER_MAIN").words
+    found = align(words, model.tokenizer, case["frames"], shift=shift)
+    assert found.tolist() == case["shifted" if shift else "cut"]
 
 
 def test_bytes_of_a_character_wait_for_the_rest():

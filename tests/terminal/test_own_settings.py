@@ -63,7 +63,7 @@ def test_another_file(home, monkeypatch):
     [
         (
             "[local]\ntopk = 3\n",
-            "unknown key 'topk' of local; one of demo, echo-cancel, kv-bits, model, top-k",
+            "of local; expected one of demo, echo-cancel, kv-bits, model, top-k",
         ),
         ("[local]\ntop-k = 'many'\n", "argument --top-k: invalid int value: 'many'"),
         ("[local]\nkv-bits = 5\n", "argument --kv-bits: invalid choice: 5"),

@@ -1,8 +1,10 @@
 """Training: Kyutai's loss and gradients, recordings to batches, exact resuming, data-parallel equality, its errors."""
 
 import contextlib
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers import GOLDENS
-from training import KYUTAI, TRAINING, check_losses, quantize, tones
+from training import FEW, KYUTAI, SETTINGS, TRAINING, check_losses, command, quantize, tones
 
 import moshi_mlx
 from moshi_mlx.checkpoints import adapters, writing
@@ -59,6 +61,27 @@ def test_gradients_are_kyutais_also_where_layers_run_twice(case, again, checkpoi
             np.testing.assert_allclose(np.array(found[ours]), expected, rtol=1e-3, atol=1e-4, err_msg=ours)
         text_rows = np.array(found["decoder.model.embed_tokens.weight"])[:65]
         np.testing.assert_allclose(text_rows, TRAINING["tiny.gradient.text_emb.weight"], rtol=1e-3, atol=1e-4)
+
+
+def nodes(arrays):
+    """The names of the operations that compute them."""
+    text = io.StringIO()
+    mx.export_to_dot(text, *arrays)
+    return re.findall(r'label ="([^"]+)"', text.getvalue())
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_deterministic_gradient_is_the_same_and_adds_nothing_as_it_comes(checkpoint, again):
+    """A plain lookup's gradient is a scatter, which Metal adds up in any order. The other case has low-rank tables."""
+    for case in ("tiny", "schedule"):
+        model = moshi_mlx.load(checkpoint(f"moshi_{case}"), dtype=mx.float32)
+        plain = gradients(model, again)
+        assert "Scatter Sum" in nodes(plain.values())
+        weights.order_gradients(model)
+        ordered = gradients(model, again)
+        assert "Scatter Sum" not in nodes(ordered.values())
+        for name, gradient in plain.items():
+            np.testing.assert_allclose(np.array(ordered[name]), np.array(gradient), rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_adapters_gradients_are_the_same_where_layers_run_twice():
@@ -131,17 +154,6 @@ def data(tmp_path_factory):
     arguments = ["--model", MODEL, "--data", source, "--valid-data", held, "--output", folder / "prepared"]
     assert main(["prepare", *map(str, arguments)]) == 0
     return folder / "prepared"
-
-
-SETTINGS = {"batch_size": 2, "iters": 8, "learning_rate": 3e-3, "rank": 2, "duration_sec": 1, "save_every": 2,
-            "steps_per_report": 4, "steps_per_eval": 4}  # fmt: skip
-FEW = {"iters": 4, "save_every": 4, "steps_per_eval": 2}
-
-
-def command(data, folder, **settings):
-    values = {"model": MODEL, "data": data, "adapter_path": folder} | SETTINGS | settings
-    flags = [(f"--{name.replace('_', '-')}", value) for name, value in values.items()]
-    return [part for flag, value in flags for part in ([flag] if value is True else [flag, str(value)])]
 
 
 def rows(folder):
@@ -249,14 +261,15 @@ def test_other_weights_can_be_begun_with(uninterrupted, data, tmp_path, capsys):
     assert main(command(data, tmp_path / "next", resume_adapter_file=kyutai, iters=1, scale=1.5)) == 0
 
 
-def test_ctrl_c_saves_and_the_run_goes_on(uninterrupted, data, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_the_run_goes_on(uninterrupted, data, tmp_path, number):
     folder = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-m", "moshi_mlx.train", *command(data, folder, save_every=1000,
                                 iters=100000)])  # fmt: skip
     while not (folder / CSV_NAME).is_file() or len(rows(folder)) < 4:
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.wait(60) == 130
     done = len([row for row in rows(folder) if ",train," in row])
     assert (folder / adapters.FILE_NAME).is_file()
@@ -326,7 +339,7 @@ def loss_of(model):
 def test_all_weights_can_be_trained(exact, data, tmp_path):
     """The result is a checkpoint; it holds the weights that the losses are of, and the run goes on from its state."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    settings = {"model": exact, "fine_tune_type": "full", "learning_rate": 3e-4, **FEW}
+    settings = {"model": exact, "fine_tune_type": "full", "learning_rate": 3e-4, "deterministic": True, **FEW}
     assert main(command(data, whole, **settings)) == 0
     assert main(command(data, parts, **settings | {"iters": 2})) == 0
     assert main(command(data, parts, resume_adapter_file=parts / saving.STATE_NAME, **settings)) == 0
@@ -462,7 +475,10 @@ def test_the_last_layers_alone_can_be_trained(model):
     assert any(name.startswith("depth_decoder.") for name in chosen)
 
 
-def test_a_half_written_row_is_dropped(tmp_path):
-    (tmp_path / CSV_NAME).write_text("head\n1,train,1,1,1,1,1\n2,train,2,2,2,2,2\n3,train,3,")
-    assert [row.iteration for row in Curve(tmp_path, after=2).rows] == [1, 2]
+@pytest.mark.parametrize(
+    "damage", [b"3,train,3,", b"3", b"3,train,1,2,3,4,x\n4,train,1,1,1,1,1", b"\xff\xfe\x00", b'"']
+)
+def test_a_damaged_row_ends_the_curve(tmp_path, damage):
+    (tmp_path / CSV_NAME).write_bytes(b"head\n1,train,1,1,1,1,1\n2,train,2,2,2,2,2\n" + damage)
+    assert [row.iteration for row in Curve(tmp_path, after=9).rows] == [1, 2]
     assert rows(tmp_path)[1:] == ["1,train,1.0,1.0,1.0,1.0,1.0", "2,train,2.0,2.0,2.0,2.0,2.0"]

@@ -109,6 +109,14 @@ def reads_unseen_slots(head_dim: int, kv_bits: int | None) -> bool:
     return on_cpu() or kv_bits is not None or head_dim not in FUSED_HEADS
 
 
+def packed(cache: State, kv_bits: int) -> State:
+    """A cache in full precision as `write` keeps it in 8 bits."""
+    batch, heads, capacity, head_dim = cache["keys"].shape
+    empty = create(batch, heads, capacity, head_dim, cache["keys"].dtype, kv_bits)
+    slots = mx.broadcast_to(mx.arange(capacity)[:, None], (batch, 1, capacity, 1))
+    return write(empty, slots, cache["keys"], cache["values"])
+
+
 def grow(cache: State, capacity: int) -> State:
     """The cache with rings of `capacity` slots. Only before they have wrapped: what is in them stays in its slot."""
 
