@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import mlx.core as mx
 
 SECONDS = 0.25  # between two looks
+BAR_AFTER = 1.0  # seconds of steps before there is a bar
 
 
 class Loading:
@@ -59,6 +60,5 @@ def steps(what: str, total: int, shown: bool = True) -> Iterator[Callable[[int],
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=what, file=sys.stderr, delay=1, leave=False) as bar:
-        bar.refresh()
+    with tqdm(total=total, desc=what, file=sys.stderr, delay=BAR_AFTER, leave=False) as bar:
         yield bar.update
