@@ -4,6 +4,9 @@ import ctypes
 import getpass
 import json
 import platform
+import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -173,6 +176,50 @@ def test_a_second_through_both_devices(sound_card):
     assert "13 frames" in found.said
     assert "the tone heard" in found.said
     assert opened == ["microphone", "speaker", "closed", "closed"]  # in this order: Bluetooth changes its rate then
+
+
+class Stream:
+    """A stream of PortAudio's whose callback runs in real time, as a Mac's without permission: silence comes in."""
+
+    closed, latency = False, 0.02
+
+    def __init__(self, rate, block, *, callback, finished_callback, **_):
+        self.block, self.seconds, self.callback, self.finished = block, block / rate, callback, finished_callback
+        self.active = False
+
+    def start(self):
+        self.active = True
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        status, due = SimpleNamespace(input_overflow=False, output_underflow=False), time.monotonic()
+        while self.active:
+            self.callback(np.zeros((self.block, 1), np.float32), self.block, None, status)
+            due += self.seconds
+            time.sleep(max(0.0, due - time.monotonic()))
+
+    def abort(self):
+        self.active = False
+
+    def close(self):
+        self.closed = True
+
+
+def test_the_real_microphone_and_speaker_over_a_stand_in_for_portaudio(monkeypatch):
+    def device(name, inputs, outputs):
+        return {"name": name, "hostapi": 0, "max_input_channels": inputs, "max_output_channels": outputs,
+                "default_samplerate": 48_000.0}  # fmt: skip
+
+    fake = SimpleNamespace(
+        InputStream=Stream, OutputStream=Stream, PortAudioError=OSError, default=SimpleNamespace(device=(0, 1)),
+        query_hostapis=lambda: ({"name": "Core Audio"},), _terminate=lambda: None, _initialize=lambda: None,
+        query_devices=lambda *_: [device("MacBook Pro Microphone", 1, 0), device("MacBook Pro Speakers", 0, 2)],
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    assert verdicts(sound.listed) == {"devices": OK}
+    (found,) = sound.loop()
+    assert (found.verdict, found.values.get("zeros"), found.values.get("frames")) == (PROBLEM, True, 13)
+    assert "nothing but zeros" in found.said
 
 
 def test_devices_that_cannot_be_opened_are_a_problem(sound_card, monkeypatch):
