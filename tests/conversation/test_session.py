@@ -104,6 +104,15 @@ def test_a_small_first_cache_grows_without_a_trace(model, monkeypatch):
     check_tokens(frames, {"text": LM["delay1.text"], "audio": LM["delay1.audio"]})
 
 
+def test_a_full_ring_from_the_start_says_the_same(model, monkeypatch):
+    """As on a GPU, whose attention skips what is not seen yet."""
+    monkeypatch.setattr(session_module, "FIRST_CAPACITY", 4)
+    monkeypatch.setattr(session_module, "reads_unseen_slots", lambda head_dim, kv_bits: False)
+    session = model.session(**GREEDY)
+    assert session._state["temporal"]["layers"][0]["keys"].shape[2] == 64
+    check_tokens(run_codes(model, LM["user"]), {"text": LM["delay1.text"], "audio": LM["delay1.audio"]})
+
+
 def test_growing_traces_nothing_anew(model, monkeypatch):
     monkeypatch.setattr("moshi_mlx.conversation.session.FIRST_CAPACITY", 4)
     traces, step = [], duplex.step

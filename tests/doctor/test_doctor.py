@@ -373,6 +373,16 @@ def test_a_report_is_whole_or_not_there(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_on_a_terminal_it_says_what_it_looks_at(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(doctor, "checks", lambda arguments: [("hub", lambda: iter([Finding("hub", OK, "there")]))])
+    assert doctor.main([]) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("\rhub ...")
+    assert err.endswith(" " * 40 + "\r")
+    assert "\r" not in out
+
+
 def test_each_flag_leaves_out_its_checks():
     def names(*flags):
         return {what for what, _ in doctor.checks(doctor.parser().parse_args(list(flags)))}
