@@ -7,8 +7,8 @@ import json
 import threading
 from pathlib import Path
 
-import huggingface_hub.utils
 import huggingface_hub.constants as constants
+import huggingface_hub.utils
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
