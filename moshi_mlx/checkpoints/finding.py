@@ -63,9 +63,9 @@ def find_kyutai(folder: Path, config: dict[str, Any] | None, path: Path) -> Foun
     keys = Keys(config, str(path))
     kind = kind_of(keys)
     weights = weights_of(folder, keys.take("moshi_name", str, None), str(path))
-    mimi = _existing(folder, keys.take("mimi_name", str, MIMI_NAME), str(path))
-    tokenizer = _existing(folder, keys.take("tokenizer_name", str, TOKENIZER_NAME), str(path))
-    mimi_config = _mimi_config(folder, keys, unnamed=path.name == SIZES_NAME or kind == PERSONAPLEX)
+    mimi = _existing(folder, keys.take("mimi_name", str, "") or MIMI_NAME, str(path))
+    tokenizer = _existing(folder, keys.take("tokenizer_name", str, "") or TOKENIZER_NAME, str(path))
+    mimi_config = _mimi_config(folder, keys, unnamed=kind == PERSONAPLEX)
     rest = {
         "kind": kind,
         "lm_gen_config": keys.take("lm_gen_config", dict, {}),
@@ -81,7 +81,7 @@ def config_of_keys(folder: Path, config: dict[str, Any], path: Path) -> MoshiCon
     """The config that the keys of a folder in one of Kyutai's layouts say; no other file of it is needed."""
     keys = Keys(config, str(path))
     kind = kind_of(keys)
-    mimi = _mimi_config(folder, keys, unnamed=path.name == SIZES_NAME or kind == PERSONAPLEX)
+    mimi = _mimi_config(folder, keys, unnamed=kind == PERSONAPLEX)
     keys.ignore("moshi_name", "mimi_name", "tokenizer_name", "lm_gen_config", "model_id", "quantization")
     keys.ignore("quantization_config", *LORA_KEYS)
     said = keys.rest()
@@ -92,9 +92,13 @@ def config_of_keys(folder: Path, config: dict[str, Any], path: Path) -> MoshiCon
 
 
 def _mimi_config(folder: Path, keys: Keys, unnamed: bool) -> MimiConfig:
-    """The codec's config in the file that the keys name, or, where there is nowhere to name one, of the usual name."""
+    """The codec's config in the file that the keys name, or, beside a file of sizes, in that of the usual name.
+
+    `unnamed`: the config is of a kind that names no files.
+    """
     name = keys.take("mimi_config_name", str, None)
-    if name is None and unnamed and (folder / MIMI_CONFIG_NAME).is_file():
+    unnamed = unnamed or os.path.lexists(folder / SIZES_NAME)
+    if not name and unnamed and os.path.lexists(folder / MIMI_CONFIG_NAME):
         name = MIMI_CONFIG_NAME
     if not name:
         return MimiConfig()
