@@ -117,19 +117,15 @@ def _quantization(keys: Keys) -> dict[str, Any] | None:
 
 
 def _lora(folder: Path, keys: Keys, weights: dict[str, Path]) -> dict[str, Any]:
-    """Kyutai's keys of an adapter that is yet to be merged; none where it has been merged into the weights."""
-    said = {
-        "lora": keys.take("lora", bool, False), "lora_name": keys.take("lora_name", str, None),
-        "lora_rank": keys.take("lora_rank", int, None), "lora_scaling": keys.take("lora_scaling", float, None),
-    }  # fmt: skip
-    beside = (folder / KYUTAI_ADAPTER_NAME).is_file()
-    if said["lora"] and not said["lora_name"] and beside:
-        said["lora_name"] = KYUTAI_ADAPTER_NAME
+    """Kyutai's keys of an adapter; without its name where there is none, or it is merged into the weights already."""
+    lora, name = keys.take("lora", bool, False), keys.take("lora_name", str, None)
+    if lora and not name and (folder / KYUTAI_ADAPTER_NAME).is_file():
+        name = KYUTAI_ADAPTER_NAME
     whole = all(path.name == CONSOLIDATED_NAME for path in weights.values())
-    left = said["lora_name"] and not (
-        whole and "://" not in said["lora_name"] and not (folder / said["lora_name"]).exists()
-    )
-    return {key: value for key, value in said.items() if value} if left else {}
+    if name and whole and "://" not in name and not os.path.lexists(folder / name):
+        name = None
+    numbers = {"lora_rank": keys.take("lora_rank", int, None), "lora_scaling": keys.take("lora_scaling", float, None)}
+    return {key: value for key, value in {"lora_name": name, **numbers}.items() if value is not None}
 
 
 def find_huggingface(folder: Path) -> Found:
