@@ -47,7 +47,7 @@ def local_folder(
         raise CheckpointError(f"{name}: is a file, expected a folder that holds a checkpoint")
     if not is_hub_id(path_or_hub_id):
         raise CheckpointError(
-            f"{clipped(name) or brief(name)}: no such folder; expected one, \"miniature\", or a hub id such as "
+            f'{clipped(name) or brief(name)}: no such folder; expected one, "miniature", or a hub id such as '
             "kyutai/moshiko-mlx-q4"
         )
     return _download(name, revision, only, more)
