@@ -49,7 +49,7 @@ def bits_lines(quantized: Mapping[str, Quantization | None]) -> list[str]:
 
 def readers(checkpoint: Checkpoint) -> list[str]:
     """The programs that would load it, and those that would not, with the reason."""
-    if checkpoint.lora:
+    if checkpoint.lora.get("lora_name"):
         return ["moshi_mlx: no, the LoRA is not merged yet (python -m moshi_mlx.convert merges it)"]
     text = "" if checkpoint.tokenizer else " (without text: it has no sentencepiece tokenizer)"
     lines = [f"moshi_mlx: yes, python -m moshi_mlx.local --model FOLDER{text}"]

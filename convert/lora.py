@@ -25,20 +25,22 @@ A, B = ".lora_A.weight", ".lora_B.weight"
 MAX_SCALING = 1e30  # beyond it float32, in which adapters are merged, overflows
 
 
-def settings(path: Path, of_source: Mapping[str, Any], scaling: float | None) -> tuple[float, int | None]:
+def settings(path: Path, source: Path, of_source: Mapping[str, Any], scaling: float | None) -> tuple[float, int | None]:
     """(scaling, rank): from the config.json beside the adapters, else from the source's; the rank may be unsaid."""
-    beside = read_json(path.parent / CONFIG_NAME) if (path.parent / CONFIG_NAME).is_file() else {}
-    said = beside if "lora_scaling" in beside else of_source
+    where = path.parent / CONFIG_NAME
+    said: Mapping[str, Any] = read_json(where) if where.is_file() else {}
+    if said.get("lora_scaling") is None:
+        where, said = source / CONFIG_NAME, of_source
     scaling = said.get("lora_scaling") if scaling is None else scaling
     rank = said.get("lora_rank")
     if scaling is not None and not _finite(scaling):
-        raise ConfigError(f"{path.parent / CONFIG_NAME}: key 'lora_scaling' is {brief(scaling)}, expected a number")
+        raise ConfigError(f"{where}: key 'lora_scaling' is {brief(scaling)}, expected a number")
     if scaling is None:
         raise InputError(
             f"{path}: no config.json beside it or in the source says lora_scaling; give the factor by --lora-scaling"
         )
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise InputError(f"{path.parent / CONFIG_NAME}: key 'lora_rank' is {brief(rank)}, expected a whole number")
+        raise ConfigError(f"{where}: key 'lora_rank' is {brief(rank)}, expected a whole number")
     return float(scaling), rank
 
 
@@ -97,7 +99,7 @@ def _check_pair(
         raise CheckpointError(f"{path}: tensor {found[0]!r} has no partner {partner!r}")
     if found != pair:
         raise CheckpointError(f"{path}: tensor {found[0]!r} is there whole and as adapters; expected one of them")
-    rank = rank or next(iter(adapters[pair[0]].info.shape), 0)
+    rank = rank or max(1, next(iter(adapters[pair[0]].info.shape), 1))
     _expect(path, pair[0], adapters[pair[0]], (rank, base[1]))
     _expect(path, pair[1], adapters[pair[1]], (base[0], rank))
 

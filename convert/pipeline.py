@@ -107,7 +107,7 @@ def _transformed(checkpoint: Checkpoint, options: Options) -> dict[str, Tensor]:
     """The source's tensors under their MLX names, merged, cast and dequantized as asked for."""
     weights, dtype = _with_repeats(checkpoint), DTYPES[options.dtype] if options.dtype else None
     if options.lora:
-        scaling, rank = lora.settings(options.lora, checkpoint.lora, options.lora_scaling)
+        scaling, rank = lora.settings(options.lora, checkpoint.folder, checkpoint.lora, options.lora_scaling)
         weights = lora.merged(weights, checkpoint.config, options.lora, scaling, rank, dtype)
     if dtype:
         weights = {name: cast(name, tensor, dtype) for name, tensor in weights.items()}

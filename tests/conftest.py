@@ -1,12 +1,18 @@
 """Shared fixtures. Everything here is tiny and seeded; nothing needs PyTorch, a hub or a microphone."""
 
+import os
 import shutil
+import sys
 
 import mlx.core as mx
 import pytest
+import without_devices
 from helpers import GOLDENS, edit_json
 
 import moshi_mlx
+
+if sys.platform == "darwin" and os.environ.get("MOSHI_MLX_TEST_DEVICES") != "1":
+    without_devices.begin()
 
 
 @pytest.fixture

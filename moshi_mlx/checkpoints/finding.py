@@ -63,9 +63,9 @@ def find_kyutai(folder: Path, config: dict[str, Any] | None, path: Path) -> Foun
     keys = Keys(config, str(path))
     kind = kind_of(keys)
     weights = weights_of(folder, keys.take("moshi_name", str, None), str(path))
-    mimi = _existing(folder, keys.take("mimi_name", str, MIMI_NAME), str(path))
-    tokenizer = _existing(folder, keys.take("tokenizer_name", str, TOKENIZER_NAME), str(path))
-    mimi_config = _mimi_config(folder, keys, unnamed=path.name == SIZES_NAME or kind == PERSONAPLEX)
+    mimi = _existing(folder, keys.take("mimi_name", str, "") or MIMI_NAME, str(path))
+    tokenizer = _existing(folder, keys.take("tokenizer_name", str, "") or TOKENIZER_NAME, str(path))
+    mimi_config = _mimi_config(folder, keys, unnamed=kind == PERSONAPLEX)
     rest = {
         "kind": kind,
         "lm_gen_config": keys.take("lm_gen_config", dict, {}),
@@ -81,7 +81,7 @@ def config_of_keys(folder: Path, config: dict[str, Any], path: Path) -> MoshiCon
     """The config that the keys of a folder in one of Kyutai's layouts say; no other file of it is needed."""
     keys = Keys(config, str(path))
     kind = kind_of(keys)
-    mimi = _mimi_config(folder, keys, unnamed=path.name == SIZES_NAME or kind == PERSONAPLEX)
+    mimi = _mimi_config(folder, keys, unnamed=kind == PERSONAPLEX)
     keys.ignore("moshi_name", "mimi_name", "tokenizer_name", "lm_gen_config", "model_id", "quantization")
     keys.ignore("quantization_config", *LORA_KEYS)
     said = keys.rest()
@@ -92,9 +92,13 @@ def config_of_keys(folder: Path, config: dict[str, Any], path: Path) -> MoshiCon
 
 
 def _mimi_config(folder: Path, keys: Keys, unnamed: bool) -> MimiConfig:
-    """The codec's config in the file that the keys name, or, where there is nowhere to name one, of the usual name."""
+    """The codec's config in the file that the keys name, or, beside a file of sizes, in that of the usual name.
+
+    `unnamed`: the config is of a kind that names no files.
+    """
     name = keys.take("mimi_config_name", str, None)
-    if name is None and unnamed and (folder / MIMI_CONFIG_NAME).is_file():
+    unnamed = unnamed or os.path.lexists(folder / SIZES_NAME)
+    if not name and unnamed and os.path.lexists(folder / MIMI_CONFIG_NAME):
         name = MIMI_CONFIG_NAME
     if not name:
         return MimiConfig()
@@ -113,19 +117,15 @@ def _quantization(keys: Keys) -> dict[str, Any] | None:
 
 
 def _lora(folder: Path, keys: Keys, weights: dict[str, Path]) -> dict[str, Any]:
-    """Kyutai's keys of an adapter that is yet to be merged; none where it has been merged into the weights."""
-    said = {
-        "lora": keys.take("lora", bool, False), "lora_name": keys.take("lora_name", str, None),
-        "lora_rank": keys.take("lora_rank", int, None), "lora_scaling": keys.take("lora_scaling", float, None),
-    }  # fmt: skip
-    beside = (folder / KYUTAI_ADAPTER_NAME).is_file()
-    if said["lora"] and not said["lora_name"] and beside:
-        said["lora_name"] = KYUTAI_ADAPTER_NAME
+    """Kyutai's keys of an adapter; without its name where there is none, or it is merged into the weights already."""
+    lora, name = keys.take("lora", bool, False), keys.take("lora_name", str, None)
+    if lora and not name and (folder / KYUTAI_ADAPTER_NAME).is_file():
+        name = KYUTAI_ADAPTER_NAME
     whole = all(path.name == CONSOLIDATED_NAME for path in weights.values())
-    left = said["lora_name"] and not (
-        whole and "://" not in said["lora_name"] and not (folder / said["lora_name"]).exists()
-    )
-    return {key: value for key, value in said.items() if value} if left else {}
+    if name and whole and "://" not in name and not os.path.lexists(folder / name):
+        name = None
+    numbers = {"lora_rank": keys.take("lora_rank", int, None), "lora_scaling": keys.take("lora_scaling", float, None)}
+    return {key: value for key, value in {"lora_name": name, **numbers}.items() if value is not None}
 
 
 def find_huggingface(folder: Path) -> Found:

@@ -41,13 +41,14 @@ def local_folder(
         raise InputError(f"path_or_hub_id: got {brief(path_or_hub_id)}, expected a path or a hub id")
     name = os.fspath(path_or_hub_id)
     path = named_folder(path_or_hub_id)
-    if os.path.isdir(path):
+    if name and os.path.isdir(path):
         return _listed(path)
-    if os.path.lexists(path):
+    if name and os.path.lexists(path):
         raise CheckpointError(f"{name}: is a file, expected a folder that holds a checkpoint")
     if not is_hub_id(path_or_hub_id):
         raise CheckpointError(
-            f'{clipped(name)}: no such folder; expected one, "miniature", or a hub id such as kyutai/moshiko-mlx-q4'
+            f'{clipped(name) or brief(name)}: no such folder; expected one, "miniature", or a hub id such as '
+            "kyutai/moshiko-mlx-q4"
         )
     return _download(name, revision, only, more)
 
@@ -125,7 +126,7 @@ def sizes(name: str, revision: str | None = None) -> Sizes | None:
 def files_of(folder: Path) -> list[Path]:
     """The files of a folder that loading reads."""
     listed = [path.name for path in folder.iterdir() if path.is_file()]
-    return [folder / name for name in (*SMALL, *_wanted(listed, folder, None)) if name in listed]
+    return [folder / name for name in dict.fromkeys((*SMALL, *_wanted(listed, folder, None))) if name in listed]
 
 
 def cached(name: str, revision: str | None = None, only: Only = None) -> Path | None:

@@ -34,7 +34,7 @@ class Keys:
             raise ConfigError(f"{self.where}: key {key!r} {got}")
         if value is default:
             return value
-        accepted = (int, float) if kind is float else (kind,)
+        accepted = {float: (int, float), list: (list, tuple)}.get(kind, (kind,))
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, accepted):
             raise ConfigError(f"{self.where}: key {key!r} is {brief(value)}, expected {_WORDS[kind]}")
         return self._as_float(key, cast(float, value)) if kind is float else value

@@ -67,7 +67,7 @@ class Checkpoint(NamedTuple):
     quantized: dict[str, Quantization | None]  # every matrix by its MLX path
     tokenizer: Path | None
     sampling_defaults: dict[str, float]
-    lora: dict[str, Any]  # Kyutai's keys lora, lora_name, lora_rank, lora_scaling, where there are any
+    lora: dict[str, Any]  # Kyutai's keys lora_name, lora_rank, lora_scaling, where there are any
     model_id: dict[str, Any]
     depth_steps: int  # of the file; those beyond the config's codebooks are the user's, and not read
     personas: bool  # whether it takes a voice and a persona
@@ -76,12 +76,11 @@ class Checkpoint(NamedTuple):
 def build(checkpoint: Checkpoint, dtype: mx.Dtype | None, kind: type[M]) -> M:
     """The model of a checkpoint; a parameter is read from its file only when it is evaluated. Raises ConfigError."""
     kind_of_floats = check_dtype(dtype)
-    for key in ("lora_name", "lora"):
-        if checkpoint.lora.get(key):
-            raise ConfigError(
-                f"{checkpoint.folder / CONFIG_NAME}: key {key!r} is {checkpoint.lora[key]!r}, which is not supported; "
-                "merge the LoRA into its base first: python -m moshi_mlx.convert"
-            )
+    if checkpoint.lora.get("lora_name"):
+        raise ConfigError(
+            f"{checkpoint.folder / CONFIG_NAME}: key 'lora_name' is {brief(checkpoint.lora['lora_name'])}, which is "
+            "not supported; merge the LoRA into its base first: python -m moshi_mlx.convert"
+        )
     model = kind(checkpoint.config)
     fill(model, list(layouts.kyutai_mlx(checkpoint.config)), checkpoint.language.load(), kind_of_floats)
     # Published files are float32, and half the precision would be other codes: smaller files are widened once, here.

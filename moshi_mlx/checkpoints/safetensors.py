@@ -74,6 +74,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """What a file says of itself besides its tensors. Raises as `read_header`."""
+    _places(path)
     return cast(dict[str, str], _header(path)[0].get(METADATA) or {})
 
 

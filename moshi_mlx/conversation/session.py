@@ -172,21 +172,27 @@ class Session:
         MLX traces a step when it is first called and builds a kernel when it is first evaluated: 0.2 to 0.8 s each on
         a Mac, some seconds altogether, which no frame may wait for.
         """
-        with steps("compiling", len(self._capacities), progress) as built:
+        sizes = [size for size in self._capacities if size >= self._capacity]
+        with steps("compiling", 2 * len(sizes), progress) as built:
             if self._known(1):
-                self._take_silence(self._known(1))
-            for capacity in self._capacities:
+                self._take_silence(lambda parts: None, self._known(1))
+            for capacity in sizes:
                 if capacity > self._capacity:
                     self._grow()
-                self._take_silence()
-                built(1)
+                self._take_silence(built)
         self.reset()
 
-    def _take_silence(self, known: tuple[mx.array, ...] = ()) -> None:
-        reply, self._state = self._step(mx.zeros((1, self.frame_size)), self._state, *(() if self._on_text else known))
+    def _take_silence(self, built: Callable[[int], object], known: tuple[mx.array, ...] = ()) -> None:
+        """A frame in two parts, encoding and the rest, so that a person sees it move."""
+        codes, encoder = self._encode(mx.zeros((1, self.frame_size)), self._state["encoder"])
+        mx.eval(codes, encoder)
+        built(1)
+        state = {**self._state, "encoder": encoder}
+        reply, self._state = self._step_codes(codes[..., 0], state, *(() if self._on_text else known))
         if self._on_text:
             reply, self._state = self._speak(reply, self._state, *known)
         mx.eval(reply, self._state)
+        built(1)
 
     def fill_context(self) -> None:
         """Go to where the whole context is full (of nothing), and a frame costs what it costs from there on.

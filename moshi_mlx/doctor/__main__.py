@@ -40,11 +40,20 @@ def examine(arguments: argparse.Namespace, show: Callable[[Finding], None]) -> t
     found, seconds = [], {}
     for what, check in checks(arguments):
         began = time.perf_counter()
+        waiting(f"{what} ...")
         for finding in guarded(what, check):
+            waiting("")
             show(finding)
             found.append(finding)
+        waiting("")
         seconds[what] = round(time.perf_counter() - began, 2)
     return found, seconds
+
+
+def waiting(what: str) -> None:
+    """What is being looked at, where someone looks; "" takes it away."""
+    if sys.stderr.isatty():
+        print(f"\r{what:40}" + ("" if what else "\r"), end="", file=sys.stderr, flush=True)
 
 
 def show(finding: Finding) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..audio import devices, portaudio
 from ..errors import AudioError
-from .finding import NOTE, OK, PROBLEM, Finding
+from .finding import NOTE, OK, PROBLEM, Finding, without_names
 from .microphone import ALLOW, permission
 
 RATE, SIZE = 24_000, 1920
@@ -40,7 +40,11 @@ def privacy() -> Iterator[Finding]:
 
 def loop() -> Iterator[Finding]:
     """A second from the microphone while a soft tone is played on the speaker."""
-    heard, values = _one_second()
+    try:
+        heard, values = _one_second()
+    except AudioError as error:
+        yield Finding("one second", PROBLEM, str(error), values={"error": without_names(str(error))})
+        return
     peak, level = float(np.abs(heard).max()), _tone_db(heard)
     values |= {"peak": round(peak, 4), "zeros": not heard.any(), "tone_db": round(level, 1)}
     said = f"{values['frames']} frames in {values['seconds']:.2f} s at {values['input_rate']} and "

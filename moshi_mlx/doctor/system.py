@@ -16,6 +16,7 @@ import mlx.core as mx
 from ..exact import SWITCH
 from ..machine import advice, chips, needs, preflight
 from ..terminal.sizes import size
+from ..terminal.version import DISTRIBUTION, VERSION
 from .finding import NOTE, OK, PROBLEM, Finding
 
 OTHERS = ("mlx-metal", "mlx-cpu", "livekit")  # that no line of pyproject.toml names, or only an extra's
@@ -42,7 +43,8 @@ def python() -> Iterator[Finding]:
 
 def packages() -> Iterator[Finding]:
     """The versions of what is installed against the lowest ones that are allowed."""
-    versions, low = {"moshi_mlx": _version("moshi_mlx")}, []
+    versions: dict[str, str | None] = {"moshi_mlx": VERSION}
+    low = []
     for name, floor in _floors().items():
         versions[name] = _version(name)
         if versions[name] is None or needs.numbers(str(versions[name])) < needs.numbers(floor):
@@ -63,7 +65,7 @@ def _version(name: str) -> str | None:
 def _floors() -> dict[str, str]:
     """The lowest version of each dependency of this system, as the package's metadata states it."""
     floors = {}
-    for line in metadata.requires("moshi_mlx") or []:
+    for line in metadata.requires(DISTRIBUTION) or []:
         need, _, marker = line.partition(";")
         found = re.match(r"([\w.-]+)(?:\[.*\])?\s*>=\s*([\d.]+)", need)
         elsewhere = "darwin" in marker and ("==" in marker) != (sys.platform == "darwin")

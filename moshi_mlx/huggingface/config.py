@@ -172,6 +172,18 @@ class MoshiConfig(_Written, plain.MoshiConfig):
 
     mimi_class, depth_class = MimiConfig, MoshiDepthConfig
 
+    def _fill_in(self) -> None:
+        """A part's config may be given as transformers writes it: keys of Hugging Face's, model_type among them."""
+        readers = {
+            "audio_encoder_config": huggingface_config.mimi_fields,
+            "depth_decoder_config": huggingface_config.depth_fields,
+        }
+        for name, read in readers.items():
+            values = getattr(self, name)
+            if isinstance(values, Mapping):
+                object.__setattr__(self, name, read(values, f"MoshiConfig: {name}"))
+        super()._fill_in()
+
     @classmethod
     def from_audio_encoder_config(cls, audio_encoder_config: plain.MimiConfig, **fields: Any) -> MoshiConfig:
         """The config around a codec's; `fields` are the other ones."""

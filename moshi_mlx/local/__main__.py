@@ -11,6 +11,7 @@ import contextlib
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -140,9 +141,12 @@ class Talk:
         """Loads the model, compiles its step, and finds out whether this machine can hold the conversation."""
         import moshi_mlx
 
+        from ..checkpoints import hub
         from ..machine import advice, preflight
 
         arguments = self.arguments
+        if arguments.quiet:
+            hub.be_quiet()
         asked = advice.Asked(arguments.model, arguments.kv_bits, arguments.context)
         plan = preflight.plan(arguments.model)
         self.say(f"loading {plan or arguments.model} ...")
@@ -150,8 +154,11 @@ class Talk:
             self._check(preflight.check_memory, plan.size, f"{arguments.model} alone", advice.before_loading(asked))
         began = time.perf_counter()
         adapted = {"adapter": arguments.adapter} if arguments.adapter else {}
-        with Loading(plan.size if plan else 0):
+        with Loading(plan.size if plan else 0), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
             model = moshi_mlx.load(arguments.model, **adapted)
+        for warning in told:
+            self.say(f"warning: {warning.message}")
         held = [arguments.kv_bits, arguments.context][: 1 if arguments.context is None else 2]
         self.say(f"loaded in {time.perf_counter() - began:.1f} s; {preflight.report(model, *held)}")
         needed = preflight.conversation_bytes(model, *held)
@@ -280,8 +287,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MoshiError as error:
         view.say(f"{options.PROGRAM}: error: {' '.join(str(error).splitlines())}")
         return 2
-    except KeyboardInterrupt:
-        view.say(f"{options.PROGRAM}: interrupted, no output was written")
+    except KeyboardInterrupt as stop:
+        kept = f" ({stop})" if str(stop) else ""
+        view.say(f"{options.PROGRAM}: interrupted, no output was written{kept}")
         return 130
     finally:
         sys.setswitchinterval(before)

@@ -47,7 +47,7 @@ def plan(name: str) -> Plan | None:
     """Of a folder or a hub id; None where nothing can be said of it before it is loaded."""
     folder = hub.named_folder(name)
     if folder.is_dir():
-        return Plan(name, f"the folder {folder}", _folder_bytes(folder))
+        return Plan(name, "this folder", _folder_bytes(folder))
     if folder.exists() or not hub.is_hub_id(name):
         return None
     cached = hub.cached(name)

@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 
+from .sizes import size
+
 SECONDS = 0.25  # between two looks
+BAR_AFTER = 1.0  # seconds of steps before there is a bar
+
+
+def loaded_of(loaded: int, total: int) -> str:
+    """ "4.2 GB of 4.94 GB loaded"; without a total where it is not known or was too small."""
+    return f"{size(loaded)} of {size(total)} loaded" if loaded <= total else f"{size(loaded)} loaded"
 
 
 class Loading:
@@ -24,9 +32,7 @@ class Loading:
         while not self._done.wait(SECONDS):
             loaded = mx.get_active_memory() - before
             if loaded > 0:  # while files are fetched, the hub's client shows how far it is
-                percent = min(100, 100 * loaded // max(1, self._total))
-                print(f"\r{loaded / 1e9:.1f} of {self._total / 1e9:.1f} GB loaded ({percent}%) ", end="",
-                      file=sys.stderr, flush=True)  # fmt: skip
+                print(f"\r{loaded_of(loaded, self._total):50}", end="", file=sys.stderr, flush=True)
                 shown = True
         if shown:
             print(f"\r{'':50}\r", end="", file=sys.stderr, flush=True)
@@ -59,6 +65,5 @@ def steps(what: str, total: int, shown: bool = True) -> Iterator[Callable[[int],
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=what, file=sys.stderr, delay=1, leave=False) as bar:
-        bar.refresh()
+    with tqdm(total=total, desc=what, file=sys.stderr, delay=BAR_AFTER, leave=False) as bar:
         yield bar.update

@@ -17,7 +17,7 @@ import soundfile
 import soxr
 
 from ..audio.files import FILE_RATES
-from ..errors import AudioError, clipped
+from ..errors import AudioError, InputError, clipped
 from .files import is_file
 
 BLOCK = 1 << 18  # sample times that are read at once
@@ -38,7 +38,7 @@ class Header(NamedTuple):
 
 
 def header(path: Path) -> Header:
-    """Raises AudioError where there is no sound file, or its header makes no sense."""
+    """Raises AudioError where there is no sound file, or its header makes no sense, InputError where it is text."""
     with _opened(path) as file:
         said = Header(file.samplerate, file.channels, file.frames)
     if not FILE_RATES[0] <= said.rate <= FILE_RATES[1]:
@@ -58,12 +58,25 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
         with _decoder_silenced():
             file = soundfile.SoundFile(os.fsencode(path))
     except FAILURES as error:
-        raise AudioError(f"{path}: not a sound file that can be read, expected WAV, FLAC, OGG or MP3") from error
+        what = f"{path}: not a sound file that can be read"
+        if _is_text(path):
+            raise InputError(f"{what}, but text; is it a Git LFS pointer or a web page?") from error
+        raise AudioError(f"{what}, expected WAV, FLAC, OGG or MP3") from error
     try:
         yield file
     finally:
         with contextlib.suppress(*FAILURES):
             file.close()
+
+
+def _is_text(path: Path) -> bool:
+    """Whether somebody else's file stands there: then it hardly is the only one, and no damage."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(200).decode("ascii")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return bool(start) and all(letter.isprintable() or letter.isspace() for letter in start)
 
 
 @contextlib.contextmanager

@@ -39,11 +39,11 @@ def virtual_sound_is_there():
 
 @pytest.fixture(autouse=True)
 def virtual_sound():
-    """In CI these tests are never skipped."""
+    """In CI on Linux, which provides one, these tests are never skipped; other systems have none."""
     if virtual_sound_is_there():
         return
     missing = "no virtual sound card; run tests/virtual_sound.sh"
-    if os.environ.get("CI") == "true":
+    if os.environ.get("CI") == "true" and sys.platform == "linux":
         pytest.fail(missing)
     pytest.skip(missing)
 

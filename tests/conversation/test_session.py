@@ -104,6 +104,15 @@ def test_a_small_first_cache_grows_without_a_trace(model, monkeypatch):
     check_tokens(frames, {"text": LM["delay1.text"], "audio": LM["delay1.audio"]})
 
 
+def test_a_full_ring_from_the_start_says_the_same(model, monkeypatch):
+    """As on a GPU, whose attention skips what is not seen yet."""
+    monkeypatch.setattr(session_module, "FIRST_CAPACITY", 4)
+    monkeypatch.setattr(session_module, "reads_unseen_slots", lambda head_dim, kv_bits: False)
+    session = model.session(**GREEDY)
+    assert session._state["temporal"]["layers"][0]["keys"].shape[2] == 64
+    check_tokens(run_codes(model, LM["user"]), {"text": LM["delay1.text"], "audio": LM["delay1.audio"]})
+
+
 def test_growing_traces_nothing_anew(model, monkeypatch):
     monkeypatch.setattr("moshi_mlx.conversation.session.FIRST_CAPACITY", 4)
     traces, step = [], duplex.step
@@ -137,13 +146,12 @@ from pathlib import Path
 sys.path.insert(0, "tests")
 import mlx.core as mx, numpy as np
 import moshi_mlx
-from helpers import GOLDENS
 from moshi_mlx.conversation import session
 session.FIRST_CAPACITY = 4  # then 8, 16, 32 and the context of 64
 def built():
     return {path.name for path in Path(tempfile.gettempdir()).rglob("*") if path.is_file()}
-model = moshi_mlx.load(GOLDENS / "moshi_tiny", dtype=mx.float32)
-for settings in {}, {"context": 24}, {"on_text": lambda token: token}:
+model = moshi_mlx.load(sys.argv[1], dtype=mx.float32)
+for settings in {}, {"kv_bits": 8}, {"on_text": lambda token: token}:
     talk = model.session(**settings)
     before = built()
     assert len(before) > 10  # so many are counted here
@@ -157,10 +165,11 @@ for settings in {}, {"context": 24}, {"on_text": lambda token: token}:
 
 
 @pytest.mark.slow
-def test_making_a_session_builds_every_kernel_of_its_frames():
+def test_making_a_session_builds_every_kernel_of_its_frames(checkpoint):
     """With an empty kernel cache: on the CPU, MLX writes each kernel that it builds to the temporary folder."""
+    folder = checkpoint(num_heads=1)  # one head of 32: what 8 bits need
     with tempfile.TemporaryDirectory() as empty:
-        run = [sys.executable, "-c", COUNT_KERNELS]
+        run = [sys.executable, "-c", COUNT_KERNELS, str(folder)]
         done = subprocess.run(run, env={**os.environ, "TMPDIR": empty}, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

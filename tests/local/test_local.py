@@ -50,9 +50,9 @@ class Model:
 def model(monkeypatch):
     model = Model()
     monkeypatch.setattr(moshi_mlx, "load", model.load)
-    monkeypatch.setattr("moshi_mlx.machine.preflight.report", lambda model, kv_bits: "weights 0 GB")
+    monkeypatch.setattr("moshi_mlx.machine.preflight.report", lambda model, *held: "weights 0 GB")
     monkeypatch.setattr("moshi_mlx.machine.preflight.plan", lambda name: preflight.Plan(name, "nowhere", 5_000_000))
-    monkeypatch.setattr("moshi_mlx.machine.preflight.conversation_bytes", lambda model, kv_bits: 10**6)
+    monkeypatch.setattr("moshi_mlx.machine.preflight.conversation_bytes", lambda model, *held: 10**6)
     monkeypatch.setattr("moshi_mlx.machine.preflight.wait", lambda seconds: None)
     return model
 
@@ -314,6 +314,17 @@ def test_too_large_a_model_is_refused_before_it_is_loaded(model, sound, devices,
     check_refused(capsys, [], "close other programs, use --kv-bits 8, or go on", -1)
     assert local.main(["--force"]) == 0
     assert local.main(IN_OUT) == 0
+
+
+def test_a_person_who_waits_to_talk_is_told_what_for(model, sound, devices, capsys):
+    assert local.main(["--context", "250"]) == 0
+    said = capsys.readouterr().err
+    assert said.index("loaded in ") < said.index("compiling ...\ncompiled in ") < said.index("a frame takes ")
+    assert model.asked[-1]["context"] == 250
+    assert "progress" not in model.asked[-1]
+    assert local.main(["--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    assert model.asked[-1]["progress"] is False
 
 
 def test_devices_get_what_was_asked_for(model, sound, devices):

@@ -73,7 +73,7 @@ def test_on_paper_no_mac_is_given_more_than_was_reported(reported):
 def test_a_folder_is_described_with_its_size(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(bytes(3_000_000))
     (tmp_path / "notes.txt").write_bytes(bytes(1_000_000))
-    assert str(preflight.plan(str(tmp_path))) == f"{tmp_path}: 3.0 MB from the folder {tmp_path}"
+    assert str(preflight.plan(str(tmp_path))) == f"{tmp_path}: 3.0 MB from this folder"
 
 
 def test_a_cached_repository_is_described(tmp_path, monkeypatch):

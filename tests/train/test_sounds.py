@@ -130,7 +130,7 @@ def test_names_that_are_no_utf8_are_read(tmp_path, whole):
 def test_damaged_recordings_are_left_out_and_the_others_prepared(tmp_path, whole, capsys, monkeypatch):
     monkeypatch.setattr(prepare, "SHARD_SECONDS", 1)
     source = tones(tmp_path / "recordings", 2, seconds=1)
-    bad = {"a.flac": cut(whole["flac"]), "b.wav": b"no sound", "c.wav": rate_of_wav(whole["wav"], 1),
+    bad = {"a.flac": cut(whole["flac"]), "b.wav": b"\xff\x00no sound", "c.wav": rate_of_wav(whole["wav"], 1),
            "d.flac": lying_flac(whole["flac"])}  # fmt: skip
     for name, data in bad.items():
         (source / name).write_bytes(data)

@@ -138,6 +138,7 @@ def write_text(name, text):
         (rewrite("1.user.flac", np.zeros(9), 16000), r"1.user.flac: has a sample rate of 16000 Hz, but .*0.wav has"),
         (rewrite("0.wav", np.zeros(9)), r"0.wav: has 1 channels, expected stereo: Moshi on the left"),
         (rewrite("1.moshi.wav", np.zeros((9, 2))), r"1.moshi.wav: has 2 channels, expected mono, as one side"),
+        (write_text("0.wav", "no sound"), r"0.wav: not a sound file that can be read, but text"),
         (write_text("0.json", "no JSON"), r"0.json: not a JSON file of word timings"),
         (write_text("0.json", '{"words": []}'), r"0.json: expected a list of \[word, \[start, end\], speaker\]"),
         (write_text("0.json", '[["a", ["2", 3], "b"]]'), r"0.json: word 0 is \['a', \['2', 3\], 'b'\], expected"),

@@ -35,24 +35,19 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     refuse_existing(path, overwrite)
     path = Path(os.path.realpath(path))
-    partial = hidden(path, "partial")
+    partial, ours = hidden(path, "partial"), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(hidden(path, "lock"), path):
-            _clear(path)
+        with _lock(hidden(path, "lock"), path), _cleared(path):
             partial.mkdir()
             ours = partial.stat()
-            try:
-                yield partial
-                refuse_existing(path, overwrite)
-                _take_place(path)
-                _clear(path)
-            except KeyboardInterrupt as stop:
-                if path.is_dir() and os.path.samestat(path.stat(), ours):
-                    raise KeyboardInterrupt(f"{path} is written and whole") from stop
-                raise
-            finally:
-                _clear(path)
+            yield partial
+            refuse_existing(path, overwrite)
+            _take_place(path)
+    except KeyboardInterrupt as stop:
+        if ours and path.is_dir() and os.path.samestat(path.stat(), ours):
+            raise KeyboardInterrupt(f"{path} is written and whole") from stop
+        raise
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}; nothing is left of it") from error
 
@@ -152,6 +147,20 @@ def _is_still(lock: Path, number: int) -> bool:
         return os.path.samestat(os.stat(lock, follow_symlinks=False), os.fstat(number))
     except FileNotFoundError:
         return False
+
+
+@contextlib.contextmanager
+def _cleared(path: Path) -> Iterator[None]:
+    """No hidden folder beside `path`, before and after; one Ctrl-C does not keep it from being removed."""
+    _clear(path)
+    try:
+        yield
+    finally:
+        try:
+            _clear(path)
+        except KeyboardInterrupt:
+            _clear(path)
+            raise
 
 
 def _clear(path: Path) -> None:
