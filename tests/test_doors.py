@@ -400,6 +400,49 @@ def test_a_call_from_another_thread_is_refused_and_harms_nothing(model):
     assert counts == [3] * 4
 
 
+def on_another_thread(call):
+    got = []
+    thread = threading.Thread(target=lambda: got.append(call()))
+    thread.start()
+    thread.join()
+    return got[0]
+
+
+def test_threads_may_take_turns(model):
+    """One after the other, which is no second call while one runs: the same as on one thread."""
+    frames = SOUND.reshape(-1, 1920)[:4]
+    sessions, streams = [model.session(seed=1) for _ in range(2)], [model.audio_encoder.stream(8) for _ in range(2)]
+    for n, frame in enumerate(frames):
+        turns = on_another_thread if n % 2 == 0 else lambda call: call()
+        a, b = turns(lambda: sessions[0].step(frame)), sessions[1].step(frame)  # noqa: B023
+        assert a.text_token == b.text_token
+        codes = turns(lambda: streams[0].encode(frame))  # noqa: B023
+        np.testing.assert_array_equal(codes, streams[1].encode(frame))
+        np.testing.assert_array_equal(turns(lambda: streams[0].decode(codes)), streams[1].decode(codes))  # noqa: B023
+
+
+def test_many_threads_at_once(model):
+    """Each call either is taken as a whole or is refused."""
+    session, taken, refusals = model.session(seed=1), [], []
+
+    def hammer():
+        for _ in range(10):
+            try:
+                taken.append(session.step(FRAME).text_token)
+            except InputError as error:
+                refusals.append(str(error))
+
+    threads = [threading.Thread(target=hammer) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) + len(refusals) == 30
+    assert all("while another call runs" in refusal for refusal in refusals)
+    plain = model.session(seed=1)
+    assert taken == [plain.step(FRAME).text_token for _ in taken]
+
+
 def test_a_stream_takes_one_call_at_a_time(model):
     stream = model.audio_encoder.stream(8)
     encode = stream._encode

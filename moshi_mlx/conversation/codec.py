@@ -43,6 +43,7 @@ class MimiStream:
             self._encoder_state = self._mimi.init_encoder_state(1)
             self._decoder_state = self._mimi.init_decoder_state(1)
             self._partial = np.zeros(0, np.float32)
+            mx.eval(self._encoder_state, self._decoder_state)  # what has values may be used on any thread
 
     def encode(self, sound: Any) -> np.ndarray:
         """sound float [T], any T -> codes int32 [num_codebooks, frames] of the frames that it completes.

@@ -192,7 +192,8 @@ class MoshiForConditionalGeneration(Methods, Moshi):
             if codes is not None:
                 given[name] = inputs.tokens(name, codes, (None, counts[name], None), -1, config.audio_vocab_size)
             elif sound is not None:
-                encoded = self.audio_encoder.encode(sound, num_quantizers=counts[name]).audio_codes
+                samples = inputs.batch_of_sound(name.replace("audio_codes", "input_values"), sound)
+                encoded = self.audio_encoder.encode(samples, num_quantizers=counts[name]).audio_codes
                 given[name] = mx.stop_gradient(encoded)
         if not given:
             raise InputError("input_ids, moshi_audio_codes, user_audio_codes: got none of them, expected one or more")
