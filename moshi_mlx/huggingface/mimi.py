@@ -50,8 +50,9 @@ class MimiModel(Methods, Mimi):
         if lengths is not None:
             sound = mx.where(mx.arange(sound.shape[1]) < lengths[:, None], sound, 0)
         sound = mx.pad(sound, [(0, 0), (0, -sound.shape[1] % size)])
-        state = self.init_encoder_state(len(sound), FRAMES_PER_CALL)
-        codes = _in_calls(lambda x, s: self.encode_step(x, s, count), sound, state, FRAMES_PER_CALL * size)
+        codes = _in_calls(
+            lambda x, s: self.encode_step(x, s, count), sound, self.init_encoder_state, FRAMES_PER_CALL * size
+        )
         if lengths is not None:
             codes = mx.where(mx.arange(codes.shape[2]) * size < lengths[:, None, None], codes, -1)
         return MimiOutput(audio_codes=codes)
@@ -64,8 +65,7 @@ class MimiModel(Methods, Mimi):
         """
         codes = inputs.tokens("audio_codes", audio_codes, (None, None, None), -1, self.config.codebook_size - 1)
         check_codebooks(self.config, codes.shape[1])
-        state = self.init_decoder_state(len(codes), FRAMES_PER_CALL)
-        sound = _in_calls(self.decode_step, mx.maximum(codes, 0), state, FRAMES_PER_CALL)
+        sound = _in_calls(self.decode_step, mx.maximum(codes, 0), self.init_decoder_state, FRAMES_PER_CALL)
         heard = mx.repeat(codes.min(axis=1) >= 0, self.config.frame_size, axis=1)
         if padding_mask is not None:
             mask = inputs.on_host("padding_mask", padding_mask)
@@ -117,6 +117,8 @@ class MimiModel(Methods, Mimi):
         return MimiStream(self, check_codebooks(self.config, count))
 
 
+ROWS_PER_CALL = 64  # of a batch, however many it has
+
 Step = Callable[[mx.array, State], tuple[mx.array, State]]
 
 
@@ -139,11 +141,15 @@ def row_lengths(padding_mask: Any, shape: tuple[int, ...]) -> mx.array:
     return mx.array(lengths.astype(np.int32))
 
 
-def _in_calls(step: Step, x: mx.array, state: State, size: int) -> mx.array:
-    """Run `step` over the last axis of x, `size` at a call; each call is evaluated, so memory does not grow."""
-    outputs = []
-    for start in range(0, x.shape[-1], size):
-        y, state = step(x[..., start : start + size], state)
-        mx.eval(y, state)
-        outputs.append(y)
-    return mx.concatenate(outputs, axis=-1)
+def _in_calls(step: Step, x: mx.array, init_state: Callable[[int, int], State], size: int) -> mx.array:
+    """Run `step` over the last axis of x, `size` and ROWS_PER_CALL at a call, each evaluated: memory does not grow."""
+    groups = []
+    for first in range(0, len(x), ROWS_PER_CALL):
+        rows = x[first : first + ROWS_PER_CALL]
+        state, outputs = init_state(len(rows), FRAMES_PER_CALL), []
+        for start in range(0, x.shape[-1], size):
+            y, state = step(rows[..., start : start + size], state)
+            mx.eval(y, state)
+            outputs.append(y)
+        groups.append(mx.concatenate(outputs, axis=-1))
+    return mx.concatenate(groups)

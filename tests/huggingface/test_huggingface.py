@@ -268,6 +268,15 @@ def test_codec_rows_of_unlike_length_equal_rows_alone(model):
     )
 
 
+def test_large_batches_are_taken_in_groups(model, monkeypatch):
+    mimi, sound = model.audio_encoder, question()[: 15 * 1920].reshape(5, -1)
+    whole = mimi(sound, num_quantizers=8)
+    monkeypatch.setattr("moshi_mlx.huggingface.mimi.ROWS_PER_CALL", 2)
+    groups = mimi(sound, num_quantizers=8)
+    np.testing.assert_array_equal(np.array(groups.audio_codes), np.array(whole.audio_codes))
+    close(groups.audio_values, whole.audio_values, 1e-5)
+
+
 # --- outputs and bad input ------------------------------------------------------------------------------------------
 
 
