@@ -8,7 +8,8 @@ import inspect
 import math
 import numbers
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -23,6 +24,9 @@ Samples = npt.NDArray[np.float32]
 Number = float | np.floating[Any] | np.integer[Any]
 """A number as people hand it in, NumPy's too."""
 Whole = int | np.integer[Any]
+
+LOUDEST = 1e6
+"""Sound is nominally in [-1, 1]; what is so much louder is damage, and could fill the codec's state with infinities."""
 
 FLOAT32_LEAST, FLOAT32_MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
@@ -80,7 +84,7 @@ def _written(hint: Any) -> str:
 
 def number(name: str, value: Any, low: float = 0.0, high: float = FLOAT32_MOST) -> float:
     """A number from low to high, of Python, NumPy or MLX. Raises InputError, naming the argument."""
-    given = _scalar(value)
+    given = scalar(value)
     if not isinstance(given, numbers.Real) or isinstance(given, bool) or not low <= float(given) <= high:
         raise InputError(f"{name}: got {_said(value)}, expected a number from {low:.4g} to {high:.4g}")
     return float(given)
@@ -88,7 +92,7 @@ def number(name: str, value: Any, low: float = 0.0, high: float = FLOAT32_MOST) 
 
 def whole(name: str, value: Any, low: int | None = 0, high: int | None = None) -> int:
     """A whole number from low to high (None: no bound). Raises InputError, naming the argument."""
-    given = _scalar(value)
+    given = scalar(value)
     good = isinstance(given, numbers.Integral) and not isinstance(given, bool)
     if not good or not (-math.inf if low is None else low) <= given <= (math.inf if high is None else high):
         bounds = "" if low is None else f" of {low} or more" if high is None else f" from {low} to {high}"
@@ -96,7 +100,12 @@ def whole(name: str, value: Any, low: int | None = 0, high: int | None = None) -
     return int(given)
 
 
-def _scalar(value: Any) -> Any:
+def seed(value: Any, name: str = "seed") -> int:
+    """A seed of `mx.random.key` from any whole number: its last 64 bits. Raises InputError for what is none."""
+    return whole(name, value, None) % 2**64
+
+
+def scalar(value: Any) -> Any:
     """The number in an array of NumPy or MLX that holds one alone; else the value itself."""
     return value.item() if isinstance(value, (np.ndarray, np.generic, mx.array)) and value.ndim == 0 else value
 
@@ -117,16 +126,94 @@ def tokens(name: str, value: Any, shape: tuple[int | None, ...], low: int, high:
     mx.vmap) has none yet: there a number outside the range becomes the nearest one inside, so that no table is read
     beyond its end.
     """
-    array = value if isinstance(value, mx.array) else mx.array(np.asarray(value))
+    array = _array(name, value)
     if not mx.issubdtype(array.dtype, mx.integer):
         raise InputError(f"{name}: got {_kind(array)}, expected whole numbers of shape {_wanted(shape)}")
     check_shape(name, array, shape)
-    if is_traced(array):
-        return mx.clip(array.astype(mx.int32), low, high)
-    least, most = int(np.array(array.min())), int(np.array(array.max()))
+    if isinstance(value, mx.array) and is_traced(value):
+        return mx.clip(array, low, high).astype(mx.int32)
+    known = np.array(array)
+    least, most = int(known.min()), int(known.max())
     if least < low or most > high:
         raise InputError(f"{name}: got values from {least} to {most}, expected {low} to {high}")
     return array.astype(mx.int32)
+
+
+def floats(name: str, value: Any, shape: tuple[int | None, ...] | None = None) -> mx.array:
+    """Sound, embeddings, hidden states: of any shape where none is given. Raises InputError, naming the argument."""
+    array = _array(name, value)
+    if not mx.issubdtype(array.dtype, mx.floating):
+        raise InputError(f"{name}: got {_kind(array)}, expected floats{f' of shape {_wanted(shape)}' if shape else ''}")
+    if shape is not None:
+        check_shape(name, array, shape)
+    return array
+
+
+def _array(name: str, value: Any) -> mx.array:
+    """MLX's array of what may be one of NumPy's, of others', or a list."""
+    return value if isinstance(value, mx.array) else mx.array(on_host(name, value))
+
+
+def on_host(name: str, value: Any) -> npt.NDArray[Any]:
+    """NumPy's array of numbers, none of them wider than MLX takes. Raises InputError where there is none in it."""
+    if isinstance(value, mx.array):
+        return np.array(value.astype(mx.float32) if value.dtype == mx.bfloat16 else value)
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+        raise InputError(f"{name}: got {_said(value)}, expected an array of numbers ({error})") from error
+    if array.dtype.kind not in "biufc":
+        raise InputError(f"{name}: got {_said(value)}, expected an array of numbers")
+    if array.dtype.kind != "f" or array.dtype.itemsize <= 4:
+        return array
+    with np.errstate(over="ignore"):  # beyond float32's range is infinite, and is looked for as such
+        return array.astype(np.float32)
+
+
+# --- sound ----------------------------------------------------------------------------------------------------------
+
+
+SIXTEEN_BITS = " (divide 16-bit samples by 32768)"
+
+
+def sound(name: str, value: Any, shape: tuple[int | None, ...]) -> Samples:
+    """Samples on the host, float32. Raises InputError for another shape, and for whole numbers, which are no sound."""
+    samples = on_host(name, value)
+    fits = samples.ndim == len(shape) and all(
+        size in (None, got) for size, got in zip(shape, samples.shape, strict=True)
+    )
+    if not fits or (samples.size and samples.dtype.kind != "f"):
+        got = f"{samples.dtype} of shape {list(samples.shape)}"
+        raise InputError(f"{name}: got {got}, expected float32 of shape {_wanted(shape)} in [-1, 1]{SIXTEEN_BITS}")
+    return samples.astype(np.float32)
+
+
+def silenced(samples: Samples) -> tuple[Samples, int]:
+    """The samples with silence for those that are none (NaN, infinite, beyond LOUDEST), and how many those are."""
+    good = np.abs(samples) <= LOUDEST
+    return (samples, 0) if good.all() else (np.where(good, samples, np.float32(0)), int(good.size - good.sum()))
+
+
+def audible(samples: mx.array) -> mx.array:
+    """The same inside a graph."""
+    return mx.where(mx.abs(samples) <= LOUDEST, samples, 0)
+
+
+def batch_of_sound(name: str, value: Any) -> mx.array:
+    """Sound [B, T] from [B, T] or [B, 1, T]. Raises InputError, also where rows and samples are mistaken."""
+    samples = _array(name, value)
+    flat = samples.squeeze(1) if samples.ndim == 3 and samples.shape[1] == 1 else samples
+    if not mx.issubdtype(samples.dtype, mx.floating):
+        raise InputError(f"{name}: got {_kind(samples)}, expected float32 in [-1, 1]{SIXTEEN_BITS}")
+    if flat.ndim != 2 or flat.size == 0 or flat.shape[0] > flat.shape[1]:
+        more = "" if flat.ndim != 2 or flat.size == 0 else f": {flat.shape[0]} rows of {flat.shape[1]} samples"
+        raise InputError(
+            f"{name}: got shape {list(samples.shape)}{more}, expected [B, T] or [B, 1, T] with T > 0, a row each sound"
+        )
+    return flat
+
+
+# --- tracing --------------------------------------------------------------------------------------------------------
 
 
 class _Runs(threading.local):
@@ -160,6 +247,9 @@ def is_traced(array: mx.array) -> bool:
     return _runs.count > before
 
 
+# --- shapes and masks -----------------------------------------------------------------------------------------------
+
+
 def check_shape(name: str, array: mx.array, shape: tuple[int | None, ...]) -> None:
     """Raises InputError where the array has another rank or size, or no element."""
     fits = array.ndim == len(shape) and all(
@@ -177,18 +267,17 @@ def one_of(**values: Any) -> None:
         raise InputError(f"{' and '.join(values)}: got {got}, expected one")
 
 
-def check_repeats(num_return_sequences: Any) -> None:
-    """Raises InputError where it is no number of rows."""
-    if not isinstance(num_return_sequences, int) or num_return_sequences < 1:
-        raise InputError(f"num_return_sequences: got {num_return_sequences!r}, expected 1 or more")
-
-
-def attention_mask(value: Any, batch: int, length: int) -> mx.array:
+def attention_mask(value: Any, batch: int, length: int, name: str = "attention_mask") -> mx.array:
     """The last `length` columns of a mask [B, T], T at least that: 1 or true where a position is no padding."""
-    array = value if isinstance(value, mx.array) else mx.array(np.asarray(value))
+    array = _array(name, value)
     if array.ndim != 2 or array.shape[0] != batch or array.shape[1] < length:
-        raise InputError(f"attention_mask: got shape {list(array.shape)}, expected [{batch}, {length}]")
-    return array[:, array.shape[1] - length :]
+        raise InputError(f"{name}: got shape {list(array.shape)}, expected [{batch}, {length}]")
+    if (
+        not (isinstance(value, mx.array) and is_traced(array))
+        and not mx.logical_or(array == 0, array == 1).all().item()
+    ):
+        raise InputError(f"{name}: got other values than 0 (padding) and 1")
+    return array[:, array.shape[1] - length :] != 0
 
 
 def _kind(array: mx.array) -> str:
@@ -197,3 +286,25 @@ def _kind(array: mx.array) -> str:
 
 def _wanted(shape: tuple[int | None, ...]) -> str:
     return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+
+
+# --- turns ----------------------------------------------------------------------------------------------------------
+
+
+class Turns:
+    """Lets one call in at a time. Another one meanwhile is refused and harms nothing."""
+
+    def __init__(self) -> None:
+        self._free = threading.Lock()
+
+    @contextmanager
+    def taken(self, name: str) -> Iterator[None]:
+        """For the time of a call. Raises InputError where another one runs, on whatever thread."""
+        if not self._free.acquire(blocking=False):
+            raise InputError(
+                f"{name}: called while another call runs, from its hook or on another thread; wait until that returns"
+            )
+        try:
+            yield
+        finally:
+            self._free.release()

@@ -73,6 +73,11 @@ def test_a_name_that_does_not_exist_is_refused_as_python_does(model, name):
         call(model, temprature=1)
 
 
+def test_a_session_made_by_its_model_takes_what_a_session_takes():
+    of_class, of_model = (set(inspect.signature(CALLS[name][0]).parameters) for name in ("Session", "session"))
+    assert of_model - {"self", "voice", "persona"} == of_class - {"model"}
+
+
 @EACH
 def test_none_is_not_given(model, name):
     _, settings, call = CALLS[name]
@@ -132,8 +137,10 @@ model = moshi_mlx.load("miniature")
 calm: moshi_mlx.SamplingSettings = {"temperature": 0.4, "text_top_k": np.int64(5)}
 session = model.session(seed=1, **calm, kv_bits=8)
 frame: moshi_mlx.Frame = moshi_mlx.Session(model, 0, **calm).step(np.zeros(1920, np.float32))
-model.generate(temperature=np.float32(1), depth_top_k=3, do_sample=True, max_new_tokens=2)
-model.decoder.generate([[1]], top_p=0.5)
+out = model.generate(temperature=np.float32(1), depth_top_k=3, do_sample=True, max_new_tokens=2)
+print(out.sequences, model.generate(return_audio_waveforms=False).shape, model.decoder.generate([[1]], top_p=0.5).shape)
+print(model.decoder.generate([[1]], return_dict_in_generate=True, output_scores=True).scores)
+model.generate(**model.get_unconditional_inputs(), max_new_tokens=64)
 model.depth_decoder.generate([[1]], None, min_p=0.5)
 moshi_mlx.DuplexSampling.of(calm)
 """
@@ -164,6 +171,6 @@ def test_mypy_tells_a_users_program_of_a_wrong_name(tmp_path):
         [sys.executable, "-m", "mypy", *settings, "good.py", "bad.py"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
     )  # fmt: skip
-    wrong = [line.split(":", 2)[:2] for line in done.stdout.splitlines() if ": error:" in line]
+    wrong = {":".join(line.split(":", 2)[:2]) for line in done.stdout.splitlines() if ": error:" in line}
     count = len(BAD.strip().splitlines())
-    assert [f"{file}:{line}" for file, line in wrong] == [f"bad.py:{n}" for n in range(5, count + 2)], done.stdout
+    assert wrong == {f"bad.py:{n}" for n in range(5, count + 2)}, done.stdout

@@ -203,14 +203,14 @@ def check_mimi(part: Part, config: MimiConfig) -> None:
     optional = layouts.mimi_unused(config)
     absent = {name for piece in part.pieces if piece.mlx[0] in optional for name in piece.theirs} - set(part.tensors)
     expected = translation.expected_shapes(part.pieces, shapes)
-    _check(part, {name: shape for name, shape in expected.items() if name not in absent})
+    check(part, {name: shape for name, shape in expected.items() if name not in absent})
 
 
 def check_language(part: Part, config: MoshiConfig) -> dict[str, Quantization | None]:
     """Every tensor is there, of its shape and a type that it may have; how each matrix is quantized, by its path."""
     shapes = language_shapes(config)
     if part.pieces:
-        _check(part, translation.expected_shapes(part.pieces, shapes))
+        check(part, translation.expected_shapes(part.pieces, shapes))
         return {name.removesuffix(".weight"): None for name, shape in shapes.items() if len(shape) == 2}
     infos = {name: tensor.info for name, tensor in part.tensors.items()}
     repeats = tuple(layouts.kyutai_mlx_repeats(config))
@@ -223,7 +223,7 @@ def check_language(part: Part, config: MoshiConfig) -> dict[str, Quantization | 
             parts = kind.infos(shapes[f"{stem}.weight"], "")
             expected |= {f"{stem}.{leaf}": info.shape for leaf, info in parts.items()}
             types |= {f"{stem}.{leaf}": (info.dtype,) for leaf, info in parts.items() if info.dtype}
-    _check(part, expected, types)
+    check(part, expected, types)
     _check_joined(part, config, quantized)
     return quantized
 
@@ -238,7 +238,7 @@ def _check_joined(part: Part, config: MoshiConfig, quantized: dict[str, Quantiza
                 raise CheckpointError(f"{part.files[other + '.weight']}: {kinds}; expected both alike")
 
 
-def _check(
+def check(
     part: Part, expected: Mapping[str, tuple[int, ...]], types: Mapping[str, tuple[str, ...]] | None = None
 ) -> None:
     """The tensors are exactly the expected ones: floats, or of the types said for a name.

@@ -126,6 +126,16 @@ def plan_huggingface(
     return Plan(weights, small, {"format": "pt"})
 
 
+def plan_part(tensors: Mapping[str, Tensor], values: dict[str, Any], tokenizer: bytes | None) -> Plan:
+    """A part alone in Hugging Face's layout: its tensors under its own names, and the content of its config.json."""
+    weights, small = _shards(plain_blocks(tensors), "model.safetensors", MAX_SHARD_BYTES)
+    if tokenizer:
+        small[TOKENIZER_NAME] = tokenizer
+    kind = mx_type(next(iter(tensors.values())).info.dtype)
+    small[CONFIG_NAME] = _json({**values, "torch_dtype": str(kind).removeprefix("mlx.core.")})
+    return Plan(weights, small, {"format": "pt"})
+
+
 def _kyutai_plan(
     contents: Contents, weights: dict[str, list[Block]], small: dict[str, bytes], more: dict[str, Any], form: str,
     ) -> Plan:  # fmt: skip
@@ -193,7 +203,8 @@ def _generation_config(contents: Contents) -> dict[str, Any]:
         return {"do_sample": True, "temperature": chosen[f"{prefix}temperature"], "top_k": chosen[f"{prefix}top_k"]}
 
     depth = {**sampling(""), "min_length": steps, "max_length": steps}
-    return {**sampling("text_"), "pad_token_id": start, "bos_token_id": start, "depth_decoder_config": depth}
+    # No pad_token_id: transformers would take the first column, whose text is the initial token, for padding.
+    return {**sampling("text_"), "bos_token_id": start, "depth_decoder_config": depth}
 
 
 def _json(values: dict[str, Any]) -> bytes:
@@ -246,9 +257,9 @@ def save(
 
     Raises InputError for a quantized model where the layout has no quantized tensors, and as `carry_out` and the plans.
     """
-    language = _tensors(language_tensors_of(model))
+    language = tensors(language_tensors_of(model))
     tokenizer = model.tokenizer.serialized_model_proto() if model.tokenizer is not None else None
-    mimi = _tensors(mimi_tensors_of(model.audio_encoder))
+    mimi = tensors(mimi_tensors_of(model.audio_encoder))
     voices = model.voices.files() if model.voices is not None else {}
     contents = Contents(model.config, mimi, tokenizer, model.sampling_defaults, {}, model.voices is not None, voices)
     if layout == "mlx":
@@ -266,5 +277,5 @@ def save(
     carry_out(plan, Path(path), overwrite)
 
 
-def _tensors(arrays: dict[str, mx.array]) -> dict[str, Tensor]:
+def tensors(arrays: dict[str, mx.array]) -> dict[str, Tensor]:
     return {name: Tensor(info_of(value), partial(as_stored, value)) for name, value in arrays.items()}

@@ -11,16 +11,23 @@ codebooks of an index are known is p - max delay: that column is the reply.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
+from .. import inputs
+from ..errors import InputError
 from ..models.config import MoshiConfig
 from ..models.moshi import Moshi
 from ..models.sampling import MOSHI, Sampling, SamplingSettings, noise, sample
 from ..models.state import State, flatten, unflatten, where
+
+Adjust = Callable[[mx.array], mx.array]
+"""Text logits [B, vocab] -> those that the text token is drawn from."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +53,21 @@ class Reply(NamedTuple):
     ready: mx.array  # bool [B], false while the delay fills: codes and sound mean nothing yet
 
 
-def init_state(model: Moshi, seeds: list[int], capacity: int | None = None, kv_bits: int | None = None) -> State:
+def init_state(model: Moshi, seeds: Sequence[int], capacity: int | None = None, kv_bits: int | None = None) -> State:
     """The state of len(seeds) new conversations.
 
-    `capacity`: cache slots to begin with (default: the whole context); `kv_bits` 8 keeps the cache in 8 bits.
+    `capacity`: cache slots to begin with (default: the whole context); `kv_bits` 8 keeps the cache in 8 bits. A seed is
+    any whole number. Raises InputError.
     """
-    config, batch = model.config, len(seeds)
+    if not isinstance(seeds, (Sequence, np.ndarray, mx.array)) or isinstance(seeds, str) or len(seeds) == 0:
+        raise InputError(f"seeds: got {seeds!r}, expected a list of whole numbers, one for each conversation")
+    numbers = [inputs.seed(seed, "seeds") for seed in seeds]
+    config, batch = model.config, len(numbers)
+    capacity = None if capacity is None else inputs.whole("capacity", capacity, 1)
     own, user = delays_of(model.config)
     return {
         "offset": mx.zeros((batch,), mx.int32),
-        "keys": mx.stack([mx.random.key(seed) for seed in seeds]),
+        "keys": mx.stack([mx.random.key(seed) for seed in numbers]),
         "text": mx.zeros((batch,), mx.int32),
         "own": mx.zeros((batch, config.num_codebooks, max(own) + 1), mx.int32),
         "user": mx.zeros((batch, config.user_codebooks, max(user) + 1), mx.int32),
@@ -76,33 +88,50 @@ def prime(model: Moshi, state: State, sampling: DuplexSampling) -> tuple[mx.arra
 def step(
     model: Moshi, sound: mx.array, state: State, sampling: DuplexSampling, known: mx.array | None = None
 ) -> tuple[Reply, State]:
-    """One frame from sound: sound float [B, frame_size]; `known` is of `speak`."""
-    codes, encoder = model.audio_encoder.encode_step(sound, state["encoder"], model.config.user_codebooks)
-    return step_codes(model, codes[..., 0], {**state, "encoder": encoder}, sampling, known)
+    """One frame from sound float [B, frame_size], where NaN and infinity are silence; `known` is of `speak`.
+
+    Raises InputError.
+    """
+    text, state = hear(model, sound, state, sampling)
+    return _speak(model, text, state, sampling, known)
 
 
 def step_codes(
     model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling, known: mx.array | None = None
 ) -> tuple[Reply, State]:
-    """One frame from the user's codes: codes int [B, user_codebooks], -1 for no input."""
+    """One frame from the user's codes: codes int [B, user_codebooks], -1 for no input. Raises InputError."""
     text, state = hear_codes(model, codes, state, sampling)
-    return speak(model, text, state, sampling, known)
+    return _speak(model, text, state, sampling, known)
 
 
 def hear(model: Moshi, sound: mx.array, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
     """The first half of `step`, up to the sampled text token [B]; `speak` takes that token, or another, from there."""
-    codes, encoder = model.audio_encoder.encode_step(sound, state["encoder"], model.config.user_codebooks)
-    return hear_codes(model, codes[..., 0], {**state, "encoder": encoder}, sampling)
+    mimi, count = model.audio_encoder, model.config.user_codebooks
+    sound = inputs.floats("sound", sound, (len(state["offset"]), mimi.config.frame_size))
+    codes, encoder = mimi.encode_step(sound, state["encoder"], count)
+    return _hear(model, codes[..., 0], {**state, "encoder": encoder}, sampling)
 
 
 def hear_codes(model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
     """The first half of `step_codes`. The state that it returns is one for `speak` alone."""
+    return _hear(model, _checked_codes(model, codes, state), state, sampling)
+
+
+def _checked_codes(model: Moshi, codes: mx.array, state: State) -> mx.array:
+    config, batch = model.config, len(state["offset"])
+    return inputs.tokens("codes", codes, (batch, config.user_codebooks), -1, config.audio_vocab_size - 1)
+
+
+def _hear(
+    model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling, adjust: Adjust | None = None
+) -> tuple[mx.array, State]:
     _, user_delays = delays_of(model.config)
     user = mx.concatenate([state["user"][:, :, 1:], codes[:, :, None]], axis=-1)
     tokens = _input_tokens(model, state["text"], state["own"][:, :, -1], _delayed(user, user_delays), state["offset"])
     hidden, logits, temporal = model.decoder.step(tokens[:, :, None], state["temporal"])
     text_noise, code_noise, keys = _noise(model, state["keys"], sampling)
-    text = sample(logits[:, 0], text_noise, sampling.text)
+    logits = logits[:, 0] if adjust is None else adjust(logits[:, 0])
+    text = sample(logits, text_noise, sampling.text)
     heard = {"keys": keys, "user": user, "temporal": temporal, "hidden": hidden[:, 0], "noise": code_noise}
     return text, {**state, **heard}
 
@@ -112,8 +141,16 @@ def speak(
 ) -> tuple[Reply, State]:
     """The second half of a step: text int [B] and the state from `hear` -> the reply and the next frame's state.
 
-    `known` int [B, num_codebooks]: codes to take in the place of what would be drawn, -1 where to draw.
+    `known` int [B, num_codebooks]: codes to take in the place of what would be drawn, -1 where to draw. Raises
+    InputError.
     """
+    text = inputs.tokens("text", text, (len(heard["offset"]),), 0, model.config.vocab_size - 1)
+    return _speak(model, text, heard, sampling, known)
+
+
+def _speak(
+    model: Moshi, text: mx.array, heard: State, sampling: DuplexSampling, known: mx.array | None
+) -> tuple[Reply, State]:
     ready = heard["offset"] >= max(delays_of(model.config)[0])
     column, state = _depth_step(model, text, heard, sampling, known)
     decoder = state["decoder"]
@@ -130,10 +167,14 @@ def delays_of(config: MoshiConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def language_step(
-    model: Moshi, user_codes: mx.array, state: State, sampling: DuplexSampling, known: mx.array | None = None
-) -> tuple[mx.array, mx.array, State]:
-    """One position of the language model: -> text token [B], newest complete column [B, num_codebooks], state."""
-    text, heard = hear_codes(model, user_codes, state, sampling)
+    model: Moshi, user_codes: mx.array, state: State, sampling: DuplexSampling, known: mx.array | None = None,
+    adjust: Adjust | None = None,
+) -> tuple[mx.array, mx.array, State]:  # fmt: skip
+    """One position of the language model: -> text token [B], newest complete column [B, num_codebooks], state.
+
+    The text token is drawn from what `adjust` makes of its logits [B, vocab].
+    """
+    text, heard = _hear(model, _checked_codes(model, user_codes, state), state, sampling, adjust)
     column, state = _depth_step(model, text, heard, sampling, known)
     return state["text"], column, state
 
@@ -144,6 +185,9 @@ def _depth_step(
     """The depth decoder after text [B]: -> the newest complete column [B, num_codebooks], state."""
     own_delays, _ = delays_of(model.config)
     state = dict(heard)
+    if known is not None:
+        shape = (len(state["offset"]), model.config.num_codebooks)
+        known = inputs.tokens("known", known, shape, -1, model.config.audio_vocab_size)
     codes = _codes(model, state.pop("hidden"), text, state.pop("noise"), sampling, known)
     own = mx.concatenate([state["own"][:, :, 1:], codes[:, :, None]], axis=-1)
     column = _delayed(own, [max(own_delays) - delay for delay in own_delays])

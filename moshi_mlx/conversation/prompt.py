@@ -22,12 +22,13 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ..errors import InputError
+from ..inputs import seed as whole_seed
 from ..models.layers import cache as caches
 from ..models.layers.transformer import grow
 from ..models.moshi import Moshi
 from ..models.state import State, flatten, unflatten
 from . import duplex, streams
-from .duplex import DuplexSampling
+from .duplex import Adjust, DuplexSampling
 
 FILE_KIND = "moshi_mlx prompt 1"
 
@@ -84,11 +85,17 @@ def _before(prompt: Columns, back: int, initial: list[int]) -> np.ndarray:
     return np.where(index[:, None] >= 0, taken, np.array(initial)).astype(np.int32)
 
 
-def begin(model: Moshi, prompt: Prefilled, seeds: list[int], sampling: DuplexSampling) -> State:
-    """The live state whose last position is the prompt's last; codec states are left to the caller."""
+def begin(
+    model: Moshi, prompt: Prefilled, seeds: list[int], sampling: DuplexSampling, adjust: Adjust | None = None
+) -> State:
+    """The live state whose last position is the prompt's last; codec states are left to the caller.
+
+    The text token is drawn from what `adjust` makes of its logits [B, vocab].
+    """
     own, user = duplex.delays_of(model.config)
-    keys = mx.stack([mx.random.key(seed) for seed in seeds])
+    keys = mx.stack([mx.random.key(whole_seed(seed)) for seed in seeds])
     logits = model.decoder.lm_head(prompt.hidden)
+    logits = logits if adjust is None else adjust(logits)
     text, codes, keys = duplex.sample_frame(model, prompt.hidden, logits, keys, sampling, *known(model, prompt, 0))
 
     def past(back: int, delays: tuple[int, ...], first: int) -> mx.array:

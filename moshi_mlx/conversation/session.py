@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
-from ..inputs import spelled_out
+from ..inputs import Turns, scalar, silenced, sound, spelled_out, tokens
 from ..models.layers.cache import reads_unseen_slots
 from ..models.layers.transformer import grow
 from ..models.moshi import Moshi
@@ -44,10 +44,10 @@ class SessionSettings(SamplingSettings, total=False):
 
     kv_bits: int | None
     context: int | None
-    progress: bool
     on_text: OnText | None
     on_speaking: OnSpeaking | None
-    wait_for_greeting: bool
+    wait_for_greeting: bool | None
+    progress: bool | None
 
 
 class Frame(NamedTuple):
@@ -79,7 +79,8 @@ class Session:
     on_speaking(now) is called when `frame.speaking` changes, before `step` returns. With `wait_for_greeting` the user
     is heard as silence until Moshi has spoken and is silent again, at most 12 s: noise cannot cut its greeting off.
 
-    Not thread-safe: MLX work belongs to a thread, so make it, step it and reset it on one thread.
+    MLX work belongs to a thread, so make it, step it and reset it on one thread. A call while another one runs, on
+    another thread or from a hook, is refused with InputError and changes nothing.
     """
 
     @spelled_out(SamplingSettings, MOSHI)
@@ -101,7 +102,7 @@ class Session:
         config = model.config.audio_encoder_config
         self.sample_rate, self.frame_size = config.sampling_rate, config.frame_size
         self.nonfinite_samples = 0
-        """NaN and infinite samples that were replaced by silence so far."""
+        """Samples that were NaN, infinite or a million times too loud, and were replaced by silence, so far."""
         self._model, self._seed, self._sampling, self._kv_bits = model, seed, sampling, kv_bits
         self.context = _checked_context(context, model.config.sliding_window)
         """The most frames that are remembered."""
@@ -112,16 +113,24 @@ class Session:
             mx.compile(lambda given, state, *known, part=part: part(model, given, state, sampling, *known))
             for part in (after_codes, duplex.speak)
         )
+        for name, hook in (("on_text", on_text), ("on_speaking", on_speaking)):
+            if hook is not None and not callable(hook):
+                raise InputError(f"{name}: got {hook!r}, expected a function")
         self._on_text, self._on_speaking = on_text, on_speaking
         self._prompt = None if prompt is None else self._checked_prompt(prompt)
         self._speech = SpeechDetector(self.frame_size / self.sample_rate)
         self._gate = GreetingGate(self.frame_size / self.sample_rate) if wait_for_greeting else None
+        self._turns = Turns()
         bound_memory()
         self.reset()
         self._build_kernels(progress)
 
     def reset(self) -> None:
         """Begin a new conversation, the same as a new session with this one's settings and seed."""
+        with self._turns.taken("reset"):
+            self._reset()
+
+    def _reset(self) -> None:
         self._state: State = None  # freed before its successor is made
         self._steps = 0
         self._speech.reset()
@@ -209,41 +218,27 @@ class Session:
     def step(self, pcm: Any) -> Frame:
         """One frame: pcm float [frame_size] at sample_rate, what the user says -> what Moshi says meanwhile.
 
-        NaN and infinite samples are replaced by silence and counted in `nonfinite_samples`. Raises InputError for
-        another shape or for samples that are not floats.
+        Samples that are NaN, infinite or beyond a million are replaced by silence and counted in `nonfinite_samples`.
+        Raises InputError for another shape, for samples that are not floats, and where another call runs meanwhile.
         """
-        pcm = np.asarray(pcm)
-        if pcm.dtype.kind != "f" or pcm.shape != (self.frame_size,):
-            raise InputError(
-                f"pcm: got {pcm.dtype} of shape {list(pcm.shape)}, expected float32 of shape [{self.frame_size}] "
-                f"in [-1, 1] at {self.sample_rate} Hz"
-            )
-        finite = np.isfinite(pcm)
-        if not finite.all():
-            self.nonfinite_samples += int(pcm.size - finite.sum())
-            pcm = np.where(finite, pcm, 0)
-        if self._gate and self._gate.closed:
-            pcm = np.zeros_like(pcm)
-        return self._advance(self._step, mx.array(pcm[None].astype(np.float32)))
+        with self._turns.taken("step"):
+            pcm, bad = silenced(sound("pcm", pcm, (self.frame_size,)))
+            self.nonfinite_samples += bad
+            if self._gate and self._gate.closed:
+                pcm = np.zeros_like(pcm)
+            return self._advance(self._step, mx.array(pcm[None]))
 
     def step_codes(self, codes: Any) -> Frame:
         """One frame from Mimi codes of the user's sound: int [user codebooks], -1 where there is no input.
 
-        Raises InputError for another shape or a code that Mimi does not have.
+        Raises InputError for another shape or a code that Mimi does not have, and where another call runs meanwhile.
         """
-        codes, config = np.asarray(codes), self._model.config
-        if codes.dtype.kind not in "iu" or codes.shape != (config.user_codebooks,):
-            raise InputError(
-                f"codes: got {codes.dtype} of shape {list(codes.shape)}, expected int32 of shape "
-                f"[{config.user_codebooks}]"
-            )
-        if codes.min() < -1 or codes.max() >= config.audio_vocab_size:
-            raise InputError(
-                f"codes: got values from {codes.min()} to {codes.max()}, expected -1 to {config.audio_vocab_size - 1}"
-            )
-        if self._gate and self._gate.closed:
-            return self._advance(self._step, mx.zeros((1, self.frame_size)))
-        return self._advance(self._step_codes, mx.array(codes[None].astype(np.int32)))
+        config = self._model.config
+        with self._turns.taken("step_codes"):
+            codes = tokens("codes", codes, (config.user_codebooks,), -1, config.audio_vocab_size - 1)
+            if self._gate and self._gate.closed:
+                return self._advance(self._step, mx.zeros((1, self.frame_size)))
+            return self._advance(self._step_codes, codes[None])
 
     def _advance(self, step: Any, given: mx.array) -> Frame:
         """The one evaluation of a frame, and its outcome on the host."""
@@ -292,6 +287,7 @@ class Session:
 
     def _checked(self, token: Any) -> int:
         size = self._model.config.vocab_size
+        token = scalar(token)
         if not isinstance(token, (int, np.integer)) or isinstance(token, bool) or not 0 <= token < size:
             raise InputError(f"on_text: returned {token!r}, expected None or a text token from 0 to {size - 1}")
         return int(token)

@@ -4,21 +4,110 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..checkpoints import huggingface_config, kyutai_config
+import numpy as np
+
+from ..checkpoints import finding, huggingface_config, kyutai_config
+from ..checkpoints.disk.files import read_json
 from ..checkpoints.finding import kind_of
-from ..checkpoints.keys import Keys
+from ..checkpoints.hub import local_folder
+from ..checkpoints.keys import Keys, made
+from ..checkpoints.kyutai_config import text_fields
+from ..checkpoints.names import CONFIG_NAME, HELIUM_NAMES
+from ..checkpoints.reading import open_checkpoint
+from ..checkpoints.safetensors import stored
+from ..checkpoints.sizes import sizes_of
+from ..errors import CheckpointError, ConfigError
 from ..models import config as plain
-from . import pretrained
+
+# Sizes by which a model of text alone is recognised without config.json.
+TEXT_PRESETS: dict[str, plain.MoshiConfig] = {
+    "helium-1-preview-2b": plain.MoshiConfig(
+        vocab_size=48000, hidden_size=2560, num_hidden_layers=24, num_attention_heads=20, rope_theta=100000.0,
+        sliding_window=4096, max_position_embeddings=4096, ffn_dim=14080, audio_delays=(), silent_text_tokens=(),
+    )
+}  # fmt: skip
+
+
+def helium_file(folder: Path) -> Path | None:
+    """The weights of a model of text alone, where the folder holds one."""
+    found = sorted(folder.glob(HELIUM_NAMES))
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise CheckpointError(f"{folder}: expected one file {HELIUM_NAMES}, found {names}; keep one of them")
+    return found[0] if found else None
+
+
+def helium_config(path: Path) -> plain.MoshiConfig:
+    """By config.json in Kyutai's keys, or by the sizes of the tensors."""
+    file, sizes = path.parent / CONFIG_NAME, sizes_of(stored(path))
+    if file.is_file():
+        return made(
+            plain.MoshiConfig, {**text_fields(read_json(file), str(file)), "ffn_dim": sizes["ffn_dim"]}, str(file)
+        )
+    names = ("hidden_size", "num_hidden_layers", "vocab_size", "ffn_dim")
+    for preset in TEXT_PRESETS.values():
+        if all(getattr(preset, name) == sizes[name] for name in names):
+            return preset
+    listed = ", ".join(f"{name} {sizes[name]}" for name in names)
+    raise ConfigError(f"{path}: no known model of text has these sizes ({listed}); put a {CONFIG_NAME} beside it")
+
+
+def config_of(path_or_hub_id: str | Path, revision: str | None = None) -> plain.MoshiConfig:
+    """The config of a folder or hub id, in any layout; the weights are fetched only where nothing else says it."""
+    values, where, folder = _config_json(path_or_hub_id, revision)
+    if values.get("depth_decoder_config") is not None:
+        return made(plain.MoshiConfig, huggingface_config.moshi_fields(values, where), where)
+    if (values.get("dep_q") and "n_q" in values) or values.get("model_type") == finding.PERSONAPLEX:
+        return finding.config_of_keys(folder, values, Path(where))
+    folder = local_folder(path_or_hub_id, revision)
+    helium = helium_file(folder)
+    return helium_config(helium) if helium else open_checkpoint(folder).config
+
+
+def depth_config_of(path_or_hub_id: str | Path, revision: str | None = None) -> plain.MoshiDepthConfig:
+    """A depth decoder's config: its own file, or that of a whole Moshi."""
+    values, where, _ = _config_json(path_or_hub_id, revision)
+    if values.get("model_type") == "moshi_depth":
+        return made(plain.MoshiDepthConfig, huggingface_config.depth_fields(values, where), where)
+    return config_of(path_or_hub_id, revision).depth_decoder_config
+
+
+def mimi_config_of(path_or_hub_id: str | Path, revision: str | None = None) -> plain.MimiConfig:
+    """A codec's config: its own file, or that of a whole Moshi."""
+    values, where, _ = _config_json(path_or_hub_id, revision)
+    if values.get("model_type") == "mimi":
+        return made(plain.MimiConfig, huggingface_config.mimi_fields(values, where), where)
+    return config_of(path_or_hub_id, revision).audio_encoder_config
+
+
+def _config_json(path_or_hub_id: str | Path, revision: str | None) -> tuple[dict[str, Any], str, Path]:
+    """The content of config.json, and where it and its folder lie; nothing where a folder has none."""
+    folder = local_folder(path_or_hub_id, revision, only="config")
+    values, path = finding.config_of(folder)
+    return values or {}, str(path), folder
+
 
 C = TypeVar("C", bound="_Written")
 
 
 class _Written:
-    """What the three configs have beside their fields."""
+    """What the three configs have beside their fields.
+
+    A model is built of its config, which therefore stays as it is; `use_cache` alone, a default of calls, may be set.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "use_cache" or not hasattr(self, name):
+            kind = type(self).__name__
+            raise FrozenInstanceError(f"{kind}.{name} cannot be set; make another config: dataclasses.replace(config, "
+                                      f"{name}=...)")  # fmt: skip
+        if not isinstance(value, (bool, np.bool_)):
+            raise ConfigError(f"{type(self).__name__}.use_cache: got {value!r}, expected True or False")
+        object.__setattr__(self, name, bool(value))
 
     @classmethod
     def of(cls: type[C], config: Any) -> C:
@@ -46,9 +135,9 @@ class MimiConfig(_Written, plain.MimiConfig):
         return cls(**kyutai_config.mimi_fields(values, where))
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path) -> MimiConfig:
+    def from_pretrained(cls, path_or_hub_id: str | Path, revision: str | None = None) -> MimiConfig:
         """The codec's config of a folder or hub id: its own, or that of a whole Moshi."""
-        return cls.of(pretrained.mimi_config_of(path_or_hub_id))
+        return cls.of(mimi_config_of(path_or_hub_id, revision))
 
     @classmethod
     def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MimiConfig:
@@ -64,9 +153,9 @@ class MoshiDepthConfig(_Written, plain.MoshiDepthConfig):
     __doc__ = plain.MoshiDepthConfig.__doc__
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path) -> MoshiDepthConfig:
+    def from_pretrained(cls, path_or_hub_id: str | Path, revision: str | None = None) -> MoshiDepthConfig:
         """The depth decoder's config of a folder or hub id."""
-        return cls.of(pretrained.depth_config_of(path_or_hub_id))
+        return cls.of(depth_config_of(path_or_hub_id, revision))
 
     @classmethod
     def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MoshiDepthConfig:
@@ -108,9 +197,9 @@ class MoshiConfig(_Written, plain.MoshiConfig):
         return cls(**kyutai_config.moshi_fields(keys.rest(), where), audio_encoder_config=mimi or MimiConfig())
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path) -> MoshiConfig:
+    def from_pretrained(cls, path_or_hub_id: str | Path, revision: str | None = None) -> MoshiConfig:
         """The config of a folder or hub id, in any layout."""
-        return cls.of(pretrained.config_of(path_or_hub_id))
+        return cls.of(config_of(path_or_hub_id, revision))
 
     @classmethod
     def from_huggingface(cls, values: Mapping[str, Any], where: str) -> MoshiConfig:

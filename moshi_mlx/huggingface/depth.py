@@ -12,11 +12,12 @@ from .. import inputs as checks
 from ..errors import InputError
 from ..models import config as plain
 from ..models.depth import Caches, DepthDecoder, layer_step
+from ..models.losses import cross_entropy
 from ..models.sampling import Sampling, StreamSettings, noise, sample
 from ..models.state import State
 from . import pretrained
+from .classes import Methods
 from .config import MoshiDepthConfig
-from .losses import cross_entropy
 from .outputs import CausalLMOutput
 from .text_generation import TRANSFORMERS
 
@@ -44,7 +45,7 @@ class Kept:
         return tuple(mx.concatenate(padded[layer::layers], axis=2) for layer in range(layers))
 
 
-class MoshiDepthDecoder(DepthDecoder):
+class MoshiDepthDecoder(Methods, DepthDecoder):
     """`DepthDecoder` with Hugging Face's forward pass over given tokens, and `generate` of whole frames."""
 
     config: MoshiDepthConfig
@@ -55,10 +56,12 @@ class MoshiDepthDecoder(DepthDecoder):
     def __call__(
         self,
         input_ids: Any = None,
-        last_hidden_state: mx.array | None = None,
+        last_hidden_state: Any = None,
+        attention_mask: Any = None,
         past_key_values: State = None,
-        inputs_embeds: mx.array | None = None,
+        inputs_embeds: Any = None,
         use_cache: bool | None = None,
+        *,
         labels: Any = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
@@ -69,10 +72,15 @@ class MoshiDepthDecoder(DepthDecoder):
         num_codebooks; after `past_key_values` (what an earlier call returned) the steps count on. In their stead
         inputs_embeds [N, S, hidden]. last_hidden_state [N, input_size], [N, 1, input_size] or one for each step
         [N, S, input_size]. `labels` int [N, S] are the codes that each step should give, negative or audio_vocab_size
-        where they do not count. Raises InputError.
+        where they do not count. An `attention_mask` [N, S] must be all 1, for a frame's steps are never padded. Raises
+        InputError.
         """
-        first = 0 if past_key_values is None else past_key_values[0][0].shape[2]
+        first = 0 if past_key_values is None else self._steps_of(past_key_values)
         embeds = self._embeds(input_ids, inputs_embeds, first)
+        if attention_mask is not None:
+            mask = checks.attention_mask(attention_mask, len(embeds[0]), len(embeds))
+            if not checks.is_traced(mask) and not mask.all().item():
+                raise InputError("attention_mask: got 0 (padding), expected 1 alone; a frame's steps are never padded")
         hidden = self._frames(last_hidden_state, len(embeds[0]), len(embeds))
         caches: Caches = [list(cache) for cache in past_key_values or [[]] * self.config.num_hidden_layers]
         kept = Kept([], [] if output_attentions else None)
@@ -111,12 +119,20 @@ class MoshiDepthDecoder(DepthDecoder):
         parts = self.slices[first : first + len(columns)]
         return [part.emb(column) for part, column in zip(parts, columns, strict=True)]
 
-    def _embeds(self, input_ids: Any, inputs_embeds: mx.array | None, first: int) -> list[mx.array]:
+    def _steps_of(self, past: Any) -> int:
+        """How many steps a state has taken."""
+        layers = self.config.num_hidden_layers
+        if not isinstance(past, (list, tuple)) or len(past) != layers or not all(len(layer) == 2 for layer in past):
+            raise InputError(
+                "past_key_values: got no state of the depth decoder, expected what an earlier call returned"
+            )
+        return int(past[0][0].shape[2])
+
+    def _embeds(self, input_ids: Any, inputs_embeds: Any, first: int) -> list[mx.array]:
         config = self.config
         checks.one_of(input_ids=input_ids, inputs_embeds=inputs_embeds)
         if inputs_embeds is not None:
-            checks.check_shape("inputs_embeds", inputs_embeds, (None, None, config.hidden_size))
-            given = inputs_embeds
+            given = checks.floats("inputs_embeds", inputs_embeds, (None, None, config.hidden_size))
         else:
             given = checks.tokens(
                 "input_ids", input_ids, (None, None), -1, max(config.vocab_size, config.audio_vocab_size)
@@ -131,20 +147,24 @@ class MoshiDepthDecoder(DepthDecoder):
             return self.embed(given, first)
         return [column.squeeze(1) for column in mx.split(given, steps, axis=1)]
 
-    def _frames(self, hidden: mx.array | None, rows: int, steps: int) -> mx.array:
+    def _frames(self, given: Any, rows: int, steps: int) -> mx.array:
         """last_hidden_state as [N, 1 or S, input_size]."""
         size = self.config.input_size
-        hidden = hidden[:, None] if hidden is not None and hidden.ndim == 2 else hidden
-        if hidden is None or hidden.shape not in ((rows, 1, size), (rows, steps, size)):
-            got = "None" if hidden is None else f"shape {list(hidden.shape)}"
-            raise InputError(f"last_hidden_state: got {got}, expected [{rows}, 1 or {steps}, {size}]")
+        if given is None:
+            raise InputError(f"last_hidden_state: got None, expected [{rows}, 1 or {steps}, {size}]")
+        hidden = checks.floats("last_hidden_state", given)
+        hidden = hidden[:, None] if hidden.ndim == 2 else hidden
+        if hidden.shape not in ((rows, 1, size), (rows, steps, size)):
+            raise InputError(
+                f"last_hidden_state: got shape {list(hidden.shape)}, expected [{rows}, 1 or {steps}, {size}]"
+            )
         return hidden
 
     @checks.spelled_out(StreamSettings, TRANSFORMERS)
     def generate(
         self,
         input_ids: Any = None,
-        last_hidden_state: mx.array | None = None,
+        last_hidden_state: Any = None,
         do_sample: bool = False,
         *,
         seed: int = 0,
@@ -159,12 +179,24 @@ class MoshiDepthDecoder(DepthDecoder):
         text = checks.tokens("input_ids", input_ids, (None, 1), 0, self.config.vocab_size)
         hidden = self._frames(last_hidden_state, len(text), 1).squeeze(1)
         drawn = Sampling.of(settings) if do_sample else Sampling(temperature=0)
-        keys = mx.stack([mx.random.key(seed + row) for row in range(len(text))])
+        row_seed = checks.seed(seed)
+        keys = mx.stack([mx.random.key(checks.seed(row_seed + row)) for row in range(len(text))])
         draws, _ = noise(keys, [drawn.candidates(self.config.audio_vocab_size)] * self.config.num_codebooks)
         codes = self.sample(hidden, text.squeeze(1), lambda step, logits: sample(logits, draws[step], drawn))
         return mx.concatenate([text, codes], axis=1)
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Any) -> MoshiDepthDecoder:
-        """The depth decoder of a Moshi in any layout; `dtype`."""
-        return pretrained.depth_decoder(cls, path_or_hub_id, **settings)
+    @checks.spelled_out(pretrained.LoadSettings)
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path, **settings: Unpack[pretrained.LoadSettings]
+    ) -> MoshiDepthDecoder:
+        """The depth decoder of a Moshi in any layout, or saved alone.
+
+        `dtype` and `revision` are those of `MoshiForConditionalGeneration.from_pretrained`.
+        """
+        return pretrained.depth_decoder(cls, path_or_hub_id, settings)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type that it is run in."""
+        return self.slices[0].transformer.layers[0].norm1.weight.dtype

@@ -6,7 +6,8 @@ live conversation, and `duplex.language_step` goes on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import mlx.core as mx
 import numpy as np
@@ -20,8 +21,10 @@ from ..conversation.text import TextDecoder
 from ..errors import InputError
 from ..inputs import Number, Whole
 from ..models.sampling import MOSHI, NAMES, Sampling, StreamSettings
+from ..models.state import State
 from .outputs import GenerateOutput
 from .prompt import Prompt, after, make_prompt, new_token_count
+from .rules import Record, Rules, RuleSettings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,18 +32,47 @@ if TYPE_CHECKING:
     from .moshi import MoshiForConditionalGeneration
 
 
-class GenerateSettings(StreamSettings, total=False):
-    """How text and codes are drawn: the names of one stream are the text's, with `depth_` the codes'."""
+class GenerateSettings(StreamSettings, RuleSettings, total=False):
+    """How text and codes are drawn: the names of one stream are the text's, with `depth_` the codes'; and the rest."""
 
+    attention_mask: Any
+    voice: Any
+    persona: str | None
+    prompt: Any
+    max_new_tokens: Whole | None
+    max_length: Whole | None
     do_sample: bool | None
     depth_do_sample: bool | None
     depth_temperature: Number | None
     depth_top_k: Whole | None
     depth_top_p: Number | None
     depth_min_p: Number | None
+    depth_decoder_do_sample: bool | None
+    depth_decoder_temperature: Number | None
+    depth_decoder_top_k: Whole | None
+    depth_decoder_top_p: Number | None
+    depth_decoder_min_p: Number | None
+    num_return_sequences: Whole | None
+    streamer: Any
 
 
-@inputs.spelled_out(GenerateSettings, {"do_sample": True})
+@overload
+def generate(  # type: ignore[overload-overlap]
+    model: MoshiForConditionalGeneration, input_ids: Any = None, user_input_values: Any = None,
+    user_audio_codes: Any = None, moshi_input_values: Any = None, moshi_audio_codes: Any = None,
+    inputs_embeds: Any = None, *, return_audio_waveforms: Literal[False],
+    return_audio_codes: Literal[False] | None = None, concat_unconditional_inputs: bool = True, seed: int = 0,
+    return_dict_in_generate: Literal[False] = False, **settings: Unpack[GenerateSettings],
+) -> mx.array: ...  # fmt: skip
+@overload
+def generate(
+    model: MoshiForConditionalGeneration, input_ids: Any = None, user_input_values: Any = None,
+    user_audio_codes: Any = None, moshi_input_values: Any = None, moshi_audio_codes: Any = None,
+    inputs_embeds: Any = None, return_audio_waveforms: bool = True, return_audio_codes: bool | None = None,
+    concat_unconditional_inputs: bool = True, *, seed: int = 0, return_dict_in_generate: bool = False,
+    **settings: Unpack[GenerateSettings],
+) -> GenerateOutput: ...  # fmt: skip
+@inputs.spelled_out(GenerateSettings, {"do_sample": True, "num_return_sequences": 1})
 def generate(
     model: MoshiForConditionalGeneration,
     input_ids: Any = None,
@@ -48,22 +80,15 @@ def generate(
     user_audio_codes: Any = None,
     moshi_input_values: Any = None,
     moshi_audio_codes: Any = None,
-    inputs_embeds: mx.array | None = None,
+    inputs_embeds: Any = None,
     return_audio_waveforms: bool = True,
-    return_audio_codes: bool = False,
+    return_audio_codes: bool | None = None,
     concat_unconditional_inputs: bool = True,
     *,
-    attention_mask: Any = None,
-    voice: Any = None,
-    persona: str | None = None,
-    prompt: Any = None,
-    max_new_tokens: int | None = None,
-    max_length: int | None = None,
-    num_return_sequences: int = 1,
     seed: int = 0,
-    streamer: Any = None,
+    return_dict_in_generate: bool = False,
     **settings: Unpack[GenerateSettings],
-) -> GenerateOutput:
+) -> GenerateOutput | mx.array:
     """Text and sound that go on from a prompt -> `sequences`, `audio_sequences`, `audio_codes` (see `GenerateOutput`).
 
     The prompt is text input_ids int [B, T] with the codes int [B, codebooks, T] or the sound float [B, 1, samples] of
@@ -78,48 +103,62 @@ def generate(
 
     `max_new_tokens`, or `max_length` with the prompt and its initial column (default: 20 new ones, in all at most
     `max_position_embeddings`); N new tokens are N - max delay new frames. temperature (0: greedy), top_k (0: no cut),
-    top_p (over 0 to 1) and min_p (0 to 1) are of the text, with `depth_` of the codes; what is not given is the
-    checkpoint's or Moshi's own: 0.7 and 25, 0.8 and 250, no other cut. `do_sample=False` is greedy.
+    top_p (over 0 to 1) and min_p (0 to 1) are of the text, with `depth_` or `depth_decoder_` of the codes; what is not
+    given is the checkpoint's or Moshi's own: 0.7 and 25, 0.8 and 250, no other cut. `do_sample=False` is greedy.
     `num_return_sequences` rows for each row, each with the next seed. `streamer.put` gets a `Frame` for every new token
-    as it comes, then `streamer.end()` is called; it takes one row.
+    as it comes, then `streamer.end()` is called; it takes one row. The rules of the text (`eos_token_id`,
+    `repetition_penalty` and so on) are those of `MoshiForCausalLM.generate`.
 
-    The attention window holds in the prompt as it does in a live conversation (transformers 5.23 forgets it in a
-    prompt). Raises InputError, naming the argument.
+    With return_audio_waveforms=False it is the plain int array of `sequences`, unless codes or return_dict_in_generate
+    are asked for, as in transformers. The attention window holds in the prompt as it does in a live conversation
+    (transformers 5.23 forgets it in a prompt). Raises InputError, naming the argument.
     """
-    inputs.check_repeats(num_return_sequences)
+    sampling, seed = _sampling(model, settings), inputs.seed(seed)
+    rules = Rules.of(settings, model.config.vocab_size)
     user, moshi = (user_input_values, user_audio_codes), (moshi_input_values, moshi_audio_codes)
-    seen = model.prompt_of(voice, persona, prompt)
+    mask, repeats = (
+        settings.get("attention_mask"),
+        inputs.whole("num_return_sequences", settings["num_return_sequences"], 1),
+    )
+    seen = model.prompt_of(settings.get("voice"), settings.get("persona"), settings.get("prompt"))
     if seen is None:
-        prompt = make_prompt(
-            model, input_ids, user, moshi, inputs_embeds, concat_unconditional_inputs, attention_mask,
-            num_return_sequences,
-        )  # fmt: skip
+        prompt = make_prompt(model, input_ids, user, moshi, inputs_embeds, concat_unconditional_inputs, mask, repeats)
     else:
-        _refuse_beside_persona(input_ids, *moshi, inputs_embeds, attention_mask)
-        prompt = after(model, seen, user, num_return_sequences)
+        _refuse_beside_persona(input_ids, *moshi, inputs_embeds, mask)
+        prompt = after(model, seen, user, repeats)
+    streamer = settings.get("streamer")
     _check_streamer(streamer, len(prompt.lengths))
-    count = new_token_count(max_new_tokens, max_length, prompt.length, model.config.max_position_embeddings)
-    text, sampled = _run(model, prompt, count, _sampling(model, settings), seed, streamer)
-    if streamer is not None:
-        streamer.end()
+    count = new_token_count(settings, prompt.length, model.config.max_position_embeddings)
+    record = Record(rules, [row[0, :n] for row, n in zip(prompt.columns, prompt.lengths, strict=True)], sampling.text)
+    sampled = _run(model, prompt, count, sampling, seed, record, _Watch(model, prompt, streamer))
+    sequences = mx.array(np.concatenate([prompt.shown, np.stack(record.new, axis=1)], axis=1).astype(np.int32))
+    if not (return_audio_waveforms or return_audio_codes or return_dict_in_generate):
+        return sequences
     codes = _codes(model, prompt, sampled)
     return GenerateOutput(
         audio_sequences=_sound(model, codes) if return_audio_waveforms else None,
-        sequences=mx.array(np.concatenate([prompt.shown, text], axis=1).astype(np.int32)),
+        sequences=sequences,
         audio_codes=mx.array(codes) if return_audio_codes else None,
+        **record.kept(),
     )
 
 
 def _sampling(model: MoshiForConditionalGeneration, settings: GenerateSettings) -> DuplexSampling:
-    def of(prefix: str, ours: str, do_sample: bool | None) -> Sampling:
+    """Of the text and of the codes; what is not given is the checkpoint's, or Moshi's own."""
+    given: Mapping[str, Any] = {name.replace("depth_decoder_", "depth_"): v for name, v in settings.items()}
+    if len(given) < len(settings):
+        twice = next(n for n in settings if n.startswith("depth_decoder_") and n.replace("decoder_", "") in settings)
+        raise InputError(f"{twice}: got it beside {twice.replace('decoder_', '')}, which is the same; give one of them")
+    usual = {**MOSHI, **model.sampling_defaults}
+
+    def of(prefix: str, ours: str, do_sample: bool) -> Sampling:
         """The stream whose settings begin with `prefix` here, and with `ours` in a conversation."""
         if not do_sample:
             return Sampling(temperature=0)
-        usual = {**MOSHI, **model.sampling_defaults}
-        return Sampling.of({prefix + n: settings.get(prefix + n, usual[ours + n]) for n in NAMES}, prefix)
+        return Sampling.of({prefix + n: given.get(prefix + n, usual[ours + n]) for n in NAMES}, prefix)
 
-    do_sample = settings.get("do_sample")
-    return DuplexSampling(of("", "text_", do_sample), of("depth_", "", settings.get("depth_do_sample", do_sample)))
+    do_sample = given["do_sample"]
+    return DuplexSampling(of("", "text_", do_sample), of("depth_", "", given.get("depth_do_sample", do_sample)))
 
 
 def _refuse_beside_persona(*given: Any) -> None:
@@ -132,37 +171,63 @@ def _refuse_beside_persona(*given: Any) -> None:
 def _check_streamer(streamer: Any, rows: int) -> None:
     if streamer is not None and rows > 1:
         raise InputError(f"streamer: got {rows} rows to generate, expected one")
+    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+        raise InputError(f"streamer: got a {type(streamer).__name__}, expected an object with put(frame) and end()")
 
 
 # --- prefill and steps ----------------------------------------------------------------------------------------------
 
 
 def _run(
-    model: MoshiForConditionalGeneration, prompt: Prompt, count: int, sampling: DuplexSampling, seed: int, streamer: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """-> new text int [B, count], and the codes that each new position sampled, int [B, num_codebooks, count]."""
+    model: MoshiForConditionalGeneration, prompt: Prompt, count: int, sampling: DuplexSampling, seed: int,
+    record: Record, watch: _Watch,
+) -> np.ndarray:  # fmt: skip
+    """Up to `count` text tokens more, in `record` -> the codes that each sampled, int [B, num_codebooks, new]."""
+
     seen = prompt.seen
     if seen is None:
         seen = prefill(model, Columns(prompt.columns, prompt.lengths, prompt.embeds), count)
     else:
         seen = grown(seen, min(model.config.sliding_window, seen.length + count))
-    state = begin(model, seen, [seed + row for row in range(len(prompt.lengths))], sampling)
-    mx.eval(state)
-    step = mx.compile(lambda codes, state, *given: duplex.language_step(model, codes, state, sampling, *given))
-    silence = np.array(model.audio_encoder.encode(
-        mx.zeros((1, model.config.audio_encoder_config.frame_size)), num_quantizers=model.config.user_codebooks
-    ).audio_codes)[:, :, 0]  # fmt: skip
-    texts, sampled = [np.array(state["text"])], [np.array(state["own"])[:, :, -1]]
-    watch = _Watch(model, prompt, streamer)
-    watch.put(texts[-1], sampled)
-    for n in range(count - 1):
-        user = prompt.later[:, :, n] if n < prompt.later.shape[2] else np.repeat(silence, len(prompt.lengths), axis=0)
-        text, _, state = step(mx.array(user), state, *known(model, seen, n + 1))
-        mx.eval(text, state)
-        texts.append(np.array(text))
+    logits = model.decoder.lm_head(seen.hidden)
+
+    def step(
+        codes: mx.array, state: State, given: tuple[mx.array, ...], masks: tuple[mx.array, ...]
+    ) -> tuple[mx.array, mx.array, State]:
+        drawn_from: list[mx.array] = []
+
+        def adjust(logits: mx.array) -> mx.array:
+            drawn_from.append(logits)
+            return record.adjusted(logits, *masks)
+
+        text, _, state = duplex.language_step(model, codes, state, sampling, next(iter(given), None), adjust)
+        return text, drawn_from[0], state
+
+    compiled, rows = mx.compile(step), len(prompt.lengths)
+    masks = record.masks()
+    state = begin(model, seen, [seed + row for row in range(rows)], sampling, lambda x: record.adjusted(x, *masks))
+    mx.eval(logits, state)
+    silence = np.repeat(_silence(model), rows, axis=0)
+    text, sampled = state["text"], []
+    for n in range(count):
+        if n:
+            user = prompt.later[:, :, n - 1] if n <= prompt.later.shape[2] else silence
+            masks = record.masks()
+            text, logits, state = compiled(mx.array(user), state, known(model, seen, n), masks)
+            mx.eval(text, logits, state)
+        said = record.add(np.array(text), logits, masks)
         sampled.append(np.array(state["own"])[:, :, -1])
-        watch.put(texts[-1], sampled)
-    return np.stack(texts, axis=1), np.stack(sampled, axis=2)
+        watch.put(said, sampled)
+        if record.ended:
+            break
+    watch.end()
+    return np.stack(sampled, axis=2)
+
+
+def _silence(model: MoshiForConditionalGeneration) -> np.ndarray:
+    """The user's codes int [1, user codebooks] of a first frame of zeros."""
+    sound, count = mx.zeros((1, model.config.audio_encoder_config.frame_size)), model.config.user_codebooks
+    return np.array(model.audio_encoder.encode(sound, num_quantizers=count).audio_codes)[:, :, 0]
 
 
 # --- what comes out -------------------------------------------------------------------------------------------------
@@ -227,3 +292,7 @@ class _Watch:
             codes = np.array([sampled[newest + delay][0, k] for k, delay in enumerate(self._delays)], np.int32)
             sound = self._decode(codes[None])
         self._streamer.put(Frame(sound, self._text(token), token, codes))
+
+    def end(self) -> None:
+        if self._streamer is not None:
+            self._streamer.end()

@@ -18,6 +18,7 @@ from ..models import config as plain
 from ..models.moshi import Moshi
 from ..models.state import State
 from . import personas, pretrained, teacher_forcing
+from .classes import Methods
 from .config import MoshiConfig
 from .depth import MoshiDepthDecoder
 from .generation import generate
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class MoshiForConditionalGeneration(Moshi):
+class MoshiForConditionalGeneration(Methods, Moshi):
     """`.decoder` (Helium and text head), `.depth_decoder`, `.audio_encoder` (Mimi); `.tokenizer` where one was loaded.
 
     Weights are random (`initializer_range`, `seed`) until some are loaded; the codec's take no part in training
@@ -93,6 +94,7 @@ class MoshiForConditionalGeneration(Moshi):
             return prompt if isinstance(prompt, Prefilled) else self.load_prompt(prompt)
         return None if voice is None and persona is None else self.prompt(voice, persona)
 
+    @spelled_out(SessionSettings)
     def conversation(
         self, seed: int = 0, *, waiting: int = WAITING, voice: Any = None, persona: str | None = None,
         prompt: Any = None, **settings: Unpack[SessionSettings],
@@ -106,6 +108,7 @@ class MoshiForConditionalGeneration(Moshi):
 
     def get_unconditional_inputs(self, num_samples: int = 1) -> UnconditionalInput:
         """Initial tokens alone, the start of a conversation without a prompt: `generate(**inputs)`."""
+        num_samples = inputs.whole("num_samples", num_samples, 1)
         count, audio = self.config.num_codebooks, self.config.audio_vocab_size
         return UnconditionalInput(
             input_ids=mx.full((num_samples, 1), self.config.vocab_size, mx.int32),
@@ -118,12 +121,12 @@ class MoshiForConditionalGeneration(Moshi):
         self,
         input_ids: Any = None,
         attention_mask: Any = None,
-        user_input_values: mx.array | None = None,
+        user_input_values: Any = None,
         user_audio_codes: Any = None,
-        moshi_input_values: mx.array | None = None,
+        moshi_input_values: Any = None,
         moshi_audio_codes: Any = None,
         past_key_values: State = None,
-        inputs_embeds: mx.array | None = None,
+        inputs_embeds: Any = None,
         text_labels: Any = None,
         audio_labels: Any = None,
         use_cache: bool | None = None,
@@ -189,7 +192,8 @@ class MoshiForConditionalGeneration(Moshi):
             if codes is not None:
                 given[name] = inputs.tokens(name, codes, (None, counts[name], None), -1, config.audio_vocab_size)
             elif sound is not None:
-                encoded = self.audio_encoder.encode(sound, num_quantizers=counts[name]).audio_codes
+                samples = inputs.batch_of_sound(name.replace("audio_codes", "input_values"), sound)
+                encoded = self.audio_encoder.encode(samples, num_quantizers=counts[name]).audio_codes
                 given[name] = mx.stop_gradient(encoded)
         if not given:
             raise InputError("input_ids, moshi_audio_codes, user_audio_codes: got none of them, expected one or more")
@@ -198,13 +202,22 @@ class MoshiForConditionalGeneration(Moshi):
     generate = generate
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, **settings: Any) -> MoshiForConditionalGeneration:
-        """`load` under the name that Hugging Face users know: a folder or hub id, in any layout; `dtype`."""
-        return pretrained.moshi(cls, path_or_hub_id, **settings)
+    @spelled_out(pretrained.ModelSettings)
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path, **settings: Unpack[pretrained.ModelSettings]
+    ) -> MoshiForConditionalGeneration:
+        """`load` under the name that Hugging Face users know: a folder or hub id, in any layout.
 
-    def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
-        """Write a folder in Hugging Face's layout, which transformers loads as its own."""
-        pretrained.save(self, folder, **settings)
+        `config` replaces the checkpoint's: the same sizes, another window, say. `dtype` (or `torch_dtype`) is the type
+        to run it in, such as "bfloat16"; None and "auto" keep the stored one. `revision` is a branch, tag or commit of
+        the hub's repository. Raises CheckpointError or ConfigError.
+        """
+        return pretrained.moshi(cls, path_or_hub_id, settings)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type that the language model is run in; the codec is float32."""
+        return self.decoder.model.dtype
 
 
 def _joined(given: dict[str, mx.array], counts: dict[str, int]) -> mx.array:

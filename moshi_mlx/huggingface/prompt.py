@@ -36,29 +36,30 @@ class Prompt(NamedTuple):
         return self.columns.shape[2] if self.seen is None else self.seen.length
 
 
-def new_token_count(max_new_tokens: int | None, max_length: int | None, length: int, positions: int) -> int:
-    """How many tokens follow a prompt of `length` columns."""
-    name, value, count = "max_new_tokens", max_new_tokens, max_new_tokens
-    if count is None and max_length is not None:
-        name, value, count = "max_length", max_length, max_length - length
-    if count is None:
-        count = min(DEFAULT_NEW_TOKENS, max(1, positions - length))
-    if not isinstance(count, int) or count < 1:
-        least = 1 if name == "max_new_tokens" else length + 1
-        raise InputError(f"{name}: got {value}, expected {least} or more (the prompt has {length} columns)")
-    return count
+def new_token_count(settings: Any, length: int, positions: int) -> int:
+    """How many tokens follow a prompt of `length` columns, by `max_new_tokens` or `max_length`."""
+    max_new_tokens, max_length = settings.get("max_new_tokens"), settings.get("max_length")
+    if max_new_tokens is None and max_length is None:
+        return min(DEFAULT_NEW_TOKENS, max(1, positions - length))
+    name, value, before = ("max_length", max_length, length) if max_new_tokens is None else (
+        "max_new_tokens", max_new_tokens, 0
+    )  # fmt: skip
+    count = inputs.scalar(value)
+    if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count <= before:
+        raise InputError(f"{name}: got {value}, expected {before + 1} or more (the prompt has {length} columns)")
+    return int(count) - before
 
 
 def make_prompt(
     model: MoshiForConditionalGeneration, input_ids: Any, user: tuple[Any, Any], moshi: tuple[Any, Any],
-    inputs_embeds: mx.array | None, concat: bool, attention_mask: Any, repeats: int,
+    inputs_embeds: Any, concat: bool, attention_mask: Any, repeats: int,
 ) -> Prompt:  # fmt: skip
     """The prompt of the arguments of `generate`; of each side its sound and its codes, which win."""
     if not _is_given(input_ids, user, moshi, inputs_embeds):
         start, concat = model.get_unconditional_inputs(), False
         input_ids, user, moshi = start.input_ids, (None, start.user_audio_codes), (None, start.moshi_audio_codes)
     if inputs_embeds is not None:
-        inputs.check_shape("inputs_embeds", inputs_embeds, (None, None, model.config.hidden_size))
+        inputs_embeds = inputs.floats("inputs_embeds", inputs_embeds, (None, None, model.config.hidden_size))
         concat = False
     shown, columns, later = _columns(model, input_ids, user, moshi, inputs_embeds)
     lengths, columns, embeds = packed(columns, inputs_embeds, attention_mask)

@@ -16,8 +16,8 @@ from ..conversation import streams
 from ..models.config import MoshiConfig
 from ..models.depth import Caches
 from ..models.layers.sequence import packing
+from ..models.losses import cross_entropy
 from .depth import Kept
-from .losses import cross_entropy
 from .outputs import ConditionalGenerationOutput
 
 if TYPE_CHECKING:

@@ -11,7 +11,11 @@ from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Any, ClassVar
 
+import mlx.core as mx
+import numpy as np
+
 from ..errors import brief, require
+from ..inputs import scalar
 
 # What a field may be at most. Beyond it no model is meant, and a kilobyte of config would ask for gigabytes.
 MOST = {
@@ -25,6 +29,18 @@ MOST_OF_A_SIZE = 2**31 - 1  # as many elements as MLX counts along an axis
 MOST_FRAMES = 1000  # of a delay
 MOST_SAMPLES = 2**20  # of a frame
 MOST_DEPTH_LAYERS = 4096  # of all steps together
+
+
+def _as_python(config: Any) -> None:
+    """Numbers and arrays of NumPy and MLX, and lists, as Python's numbers and tuples, which compare and hash."""
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if isinstance(value, (np.ndarray, np.generic, mx.array)):
+            value = value.tolist()
+        if isinstance(value, list):
+            value = tuple(scalar(item) for item in value)
+        if value is not getattr(config, one.name):
+            object.__setattr__(config, one.name, value)
 
 
 def _positive(config: Any, *names: str) -> None:
@@ -138,6 +154,7 @@ class MimiConfig(_Config):
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
+        _as_python(self)
         optional = ("upsampling_ratios", "num_key_value_heads", "head_dim")
         _positive(self, *(f.name for f in fields(self) if f.name not in optional))
         _check_heads(self)
@@ -206,6 +223,7 @@ class MoshiDepthConfig(_Config):
     low_rank_embeddings: int | None = None
 
     def __post_init__(self) -> None:
+        _as_python(self)
         _positive(self, "vocab_size", "hidden_size", "input_size", "num_hidden_layers", "num_attention_heads")
         _positive(self, "audio_vocab_size", "ffn_dim", "num_codebooks", "rms_norm_eps", "initializer_range")
         _only(self, hidden_act="silu", attention_dropout=0.0, tie_word_embeddings=False)
@@ -275,6 +293,7 @@ class MoshiConfig(_Config):
     depth_class: ClassVar[type[MoshiDepthConfig]] = MoshiDepthConfig
 
     def __post_init__(self) -> None:
+        _as_python(self)
         _positive(self, "num_codebooks")  # before lists are made of as many
         self._fill_in()
         _positive(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "audio_vocab_size")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..inputs import audible
 from .config import MimiConfig
 from .layers.activations import elu
 from .layers.conv import CausalConv, DepthwiseUpsample, StridedConv, TransposedConv
@@ -142,9 +143,13 @@ class Mimi(Freezable):
         }
 
     def encode_step(self, sound: mx.array, state: State, num_codebooks: int) -> tuple[mx.array, State]:
-        """sound [B, frames * frame_size], state -> codes int32 [B, num_codebooks, frames], state."""
+        """sound [B, frames * frame_size], state -> codes int32 [B, num_codebooks, frames], state.
+
+        Samples that are NaN, infinite or absurdly loud are silence: they would stay in the state.
+        """
+        sound = audible(sound.astype(mx.float32)).astype(self.dtype)
         fresh = state["transformer"]["offset"] == 0
-        x, seanet = self.encoder(sound[..., None].astype(self.dtype), state["seanet"])
+        x, seanet = self.encoder(sound[..., None], state["seanet"])
         x, transformer = self.encoder_transformer(x, state["transformer"])
         # The very first window is padded with the first value, not with zeros.
         tail = mx.where(fresh[:, None, None], x[:, :1], state["resample"])
@@ -154,6 +159,7 @@ class Mimi(Freezable):
 
     def decode_step(self, codes: mx.array, state: State) -> tuple[mx.array, State]:
         """codes int [B, codebooks, frames], state -> sound [B, frames * frame_size], state."""
+        codes = mx.clip(codes, 0, self.config.codebook_size - 1)  # beyond them is foreign memory
         x, resample = self.upsample(self.quantizer.decode(codes), state["resample"])
         x, transformer = self.decoder_transformer(x, state["transformer"])
         x, seanet = self.decoder(x, state["seanet"])

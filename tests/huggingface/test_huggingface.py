@@ -23,7 +23,7 @@ from moshi_mlx import (
     MoshiForConditionalGeneration,
     MoshiModel,
 )
-from moshi_mlx.huggingface import pretrained
+from moshi_mlx.huggingface.config import TEXT_PRESETS
 from moshi_mlx.huggingface.outputs import CausalLMOutput
 from moshi_mlx.models.layers import sequence
 
@@ -181,6 +181,35 @@ def test_positions_that_do_not_count_on(tiny):
     close(shifted[:, 2:], tiny(ids[:, 2:]).logits)
 
 
+@pytest.mark.parametrize("flags", [{}, {"output_attentions": True}])
+def test_positions_that_start_again_are_sequences_apart(tiny, flags):
+    """Packed sequences: each as it is alone, in every row, across blocks of queries and beside a mask."""
+    ids, lengths = ids_of(2, 30), (11, 1, 18)
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    out = tiny(ids, position_ids=positions[None], **flags)
+    assert out.past_key_values is None
+    ends = np.cumsum(lengths)
+    for start, end in zip(ends - lengths, ends, strict=True):
+        close(out.logits[:, start:end], tiny(ids[:, start:end]).logits)
+    mask = np.ones((2, 30), int)
+    mask[0, :3] = 0
+    masked = tiny(ids, attention_mask=mask, position_ids=np.stack([np.pad(positions[:27], (3, 0)), positions]), **flags)
+    close(masked.logits[0, 3:14], tiny(ids[:1, 3:14]).logits[0])
+    close(masked.logits[1], out.logits[1])
+    compiled = mx.compile(lambda i, p: tiny(i, position_ids=p, use_cache=False).logits)
+    close(compiled(mx.array(ids), mx.array(positions[None])), out.logits)
+    with pytest.raises(InputError, match="use_cache: got True with position_ids that start again"):
+        tiny(ids, position_ids=positions, use_cache=True)
+
+
+def test_new_sequences_behind_a_state_do_not_see_it(tiny):
+    ids = ids_of(1, 12)
+    past = tiny(ids[:, :4]).past_key_values
+    out = tiny(ids[:, 4:], past_key_values=past, position_ids=[4, 5, 6, 0, 1, 2, 3, 4])
+    close(out.logits[:, :3], tiny(ids[:, :7]).logits[:, 4:])
+    close(out.logits[:, 3:], tiny(ids[:, 7:]).logits)
+
+
 def test_a_cache_in_8_bits_is_refused(model):
     state = model.decoder.model.init_state(1)
     state["layers"] = [{**layer, "keys_scales": mx.zeros(1)} for layer in state["layers"]]
@@ -239,6 +268,15 @@ def test_codec_rows_of_unlike_length_equal_rows_alone(model):
     )
 
 
+def test_large_batches_are_taken_in_groups(model, monkeypatch):
+    mimi, sound = model.audio_encoder, question()[: 15 * 1920].reshape(5, -1)
+    whole = mimi(sound, num_quantizers=8)
+    monkeypatch.setattr("moshi_mlx.huggingface.mimi.ROWS_PER_CALL", 2)
+    groups = mimi(sound, num_quantizers=8)
+    np.testing.assert_array_equal(np.array(groups.audio_codes), np.array(whole.audio_codes))
+    close(groups.audio_values, whole.audio_values, 1e-5)
+
+
 # --- outputs and bad input ------------------------------------------------------------------------------------------
 
 
@@ -266,7 +304,7 @@ def test_outputs_are_read_by_name_key_number_and_star():
             lambda m: m.decoder([[1, 2]], labels=[[1, 2]], logits_to_keep=1),
             "logits_to_keep: got 1 together",
         ),
-        (lambda m: m.decoder([[1]], logits_to_keep=-1), "logits_to_keep: got -1, expected 0 or more"),
+        (lambda m: m.decoder([[1]], logits_to_keep=-1), "logits_to_keep: got -1, expected a whole number of 0 or more"),
         (lambda m: m.decoder([[1, 2]], attention_mask=[1, 1]), "attention_mask: got shape [2], expected [1, 2]"),
         (lambda m: m(), "got none of them, expected one or more"),
         (lambda m: m([[1]], user_audio_codes=np.zeros((1, 8, 2), int)), "expected streams of one length"),
@@ -418,6 +456,6 @@ def test_helium_files_that_cannot_be_read_are_named(helium):
 
 
 def test_helium_1_preview_is_known_by_its_sizes():
-    config = pretrained.TEXT_PRESETS["helium-1-preview-2b"]
+    config = TEXT_PRESETS["helium-1-preview-2b"]
     assert (config.vocab_size, config.hidden_size, config.ffn_dim // 2, config.rope_theta) == (48000, 2560, 7040, 1e5)
     assert config.table_rows == (48000,)

@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 import moshi_mlx
 from moshi_mlx import InputError
 from moshi_mlx.checkpoints.filling import module_at
-from moshi_mlx.huggingface.losses import cross_entropy
+from moshi_mlx.models.losses import cross_entropy
 
 LOSS = golden("loss")
 LENGTHS = (20, 13, 2)

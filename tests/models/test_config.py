@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import mlx.core as mx
+import numpy as np
 import pytest
 from helpers import GOLDENS
 
@@ -58,7 +60,7 @@ def test_grouped_query_attention():
     ("change", "message"),
     [
         ({"colour": "red"}, "unknown key 'colour' (its value: 'red')"),
-        ({"dim": None}, "key 'dim' is None, expected a whole number"),
+        ({"dim": None}, "key 'dim' is missing"),
         ({"dim": "big"}, "key 'dim' is 'big', expected a whole number"),
         ({"dim": True}, "key 'dim' is True, expected a whole number"),
         ({"cross_attention": True}, "key 'cross_attention' is True; only False is supported"),
@@ -234,3 +236,19 @@ def test_a_config_saves_itself(tmp_path):
     config.save_pretrained(tmp_path / "new")
     read = json.loads((tmp_path / "new" / "config.json").read_text())
     assert MoshiConfig.from_huggingface(read, "c") == config
+
+
+def test_numbers_of_every_kind_and_lists_are_the_same_config():
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 2, "ffn_dim": 176}
+    depth = {"depth_decoder_config": {"hidden_size": 16, "num_attention_heads": 2}}
+    plain = MoshiConfig(**sizes, **depth, rms_norm_eps=1e-8, audio_delays=(0, *[1] * 7) * 2, use_cache=True)
+    for whole in (np.int64, np.int8, np.uint16, np.array, mx.array):
+        same = MoshiConfig(
+            **{name: whole(value) if value < 128 or whole is not np.int8 else value for name, value in sizes.items()},
+            **depth, rms_norm_eps=np.float64(1e-8), audio_delays=np.array([0, *[1] * 7] * 2), use_cache=np.True_,
+        )  # fmt: skip
+        assert same == plain
+        assert hash(same) == hash(plain)
+        assert json.dumps(same.to_dict()) == json.dumps(plain.to_dict())
+    ratios = [list(MimiConfig().upsampling_ratios), np.array([8, 6, 5, 4]), [np.int64(n) for n in (8, 6, 5, 4)]]
+    assert {hash(MimiConfig(upsampling_ratios=given)) for given in ratios} == {hash(MimiConfig())}

@@ -109,8 +109,8 @@ def test_a_partial_frame_waits(mimi):
         (lambda m: m.decode(mx.zeros((1, 11, 3), mx.int32)), "got 11 codebooks"),
         (lambda m: m.decode(mx.zeros((8, 3), mx.int32)), "audio_codes: got shape [8, 3], expected [any, any, any]"),
         (lambda m: m.stream(0), "got 0 codebooks"),
-        (lambda m: m.stream().encode(np.zeros((1, 1920))), "expected [T]"),
-        (lambda m: m.stream().decode(np.zeros(8, int)), "expected [codebooks, frames]"),
+        (lambda m: m.stream().encode(np.zeros((1, 1920))), "of shape [1, 1920], expected float32 of shape [any]"),
+        (lambda m: m.stream().decode(np.zeros(8, int)), "codes: got shape [8], expected [any, any]"),
     ],
 )
 def test_wrong_shapes_are_named(mimi, call, message):

@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...inputs import seed as checked
 from ..state import flatten
 
 
@@ -16,7 +17,7 @@ def initialize(model: nn.Module, scale: float, seed: int) -> None:
     Nothing is computed before it is used, so that a model whose weights are loaded next pays nothing for these.
     """
     leaves = [(name, leaf) for name, leaf in flatten(model.parameters()) if leaf.ndim > 1]
-    keys = mx.random.split(mx.random.key(seed), len(leaves))
+    keys = mx.random.split(mx.random.key(checked(seed)), len(leaves))
     parts = mx.split(keys, len(leaves))
     model.load_weights(
         [

@@ -56,16 +56,31 @@ class Span(NamedTuple):
     past: mx.array | None  # bool [B, 1, T, capacity]: what of the ring is seen
     age: mx.array | None  # int [B, capacity] the ring's slots, oldest position first
     context: int
+    parts: mx.array | None = None  # int [B, T] which of a row's packed sequences a position is of; the ring is of 0
 
 
-def span(length: int, offset: mx.array, rotary: mx.array | None, capacity: int, context: int) -> Span:
-    """The span of `length` positions after `offset` (int [B]) that a ring of `capacity` slots holds (0: no ring)."""
+def starts_again(positions: mx.array) -> mx.array:
+    """positions int [B, T] -> bool [B, T]: where a position is no later than the one before it."""
+    later = positions[:, 1:] > positions[:, :-1]
+    return mx.concatenate([mx.zeros((len(positions), 1), mx.bool_), mx.logical_not(later)], axis=1)
+
+
+def span(
+    length: int, offset: mx.array, rotary: mx.array | None, capacity: int, context: int, packed: bool = False
+) -> Span:
+    """The span of `length` positions after `offset` (int [B]) that a ring of `capacity` slots holds (0: no ring).
+
+    `packed`: several sequences in a row, apart where rotary positions start again.
+    """
+    parts = mx.cumsum(starts_again(rotary).astype(mx.int32), axis=1) if packed and rotary is not None else None
     if not capacity:
-        return Span(offset, rotary, None, None, context)
+        return Span(offset, rotary, None, None, context, parts)
     held, _ = held_after(offset[:, None] - 1, capacity)
     distance = (offset[:, None] + mx.arange(length))[:, :, None] - held[:, None]
     past = (held[:, None] >= 0) & (distance < context)
-    return Span(offset, rotary, past[:, None], mx.argsort(held, axis=1), context)
+    if parts is not None:
+        past = past & (parts == 0)[:, :, None]
+    return Span(offset, rotary, past[:, None], mx.argsort(held, axis=1), context, parts)
 
 
 def rotate(x: mx.array, positions: mx.array, theta: float) -> mx.array:
@@ -95,11 +110,14 @@ def attend(
         end = min(start + size, length)
         first = 0 if weights is not None else max(0, start - span.context + 1)
         shape = (end - start, end - first)
-        whole = end <= span.context and span.past is None and weights is None
+        whole = end <= span.context and span.past is None and weights is None and span.parts is None
         mask = bands.setdefault(shape, "causal" if whole else _band(*shape, span.context))
+        if span.parts is not None:
+            mask = mask & (span.parts[:, None, start:end, None] == span.parts[:, None, None, first:end])
         keys, values = k[:, :, first:end], v[:, :, first:end]
         if span.past is not None:
-            mask = mx.concatenate([span.past[:, :, start:end], _rows(mask, len(q))], axis=-1)
+            mask = mask if mask.ndim == 4 else _rows(mask, len(q))
+            mask = mx.concatenate([span.past[:, :, start:end], mask], axis=-1)
             keys, values = (
                 mx.concatenate([ring[side], new], axis=2) for side, new in (("keys", keys), ("values", values))
             )

@@ -163,6 +163,7 @@ class Transformer(nn.Module):
         self.layers = [TransformerLayer(config) for _ in range(num_layers)]
         self.context = context
         self.rope_theta = rope_theta
+        self.checkpointing = False  # whether `over_sequence` computes its layers anew in the backward pass
         self._cache_shape = (config.num_key_value_heads, config.head_dim)
 
     def init_state(
@@ -198,6 +199,7 @@ class Transformer(nn.Module):
         *,
         lengths: mx.array | None = None,
         rotary: mx.array | None = None,
+        packed: bool = False,
         room: int = 0,
         attentions: list[mx.array] | None = None,
         hidden_states: list[mx.array] | None = None,
@@ -206,23 +208,41 @@ class Transformer(nn.Module):
 
         The state comes from `past` or nothing; it costs nothing where it is not used. Its rings have place for `room`
         positions more. `lengths` int [B]: how many of the T positions of each row are no padding, which lies behind
-        them; `rotary` int [B, T]: positions that do not count on. The last two, where given, get the attention
-        weights and the output of every layer appended.
+        them; `rotary` int [B, T]: positions that do not count on; `packed`: where they start again another sequence
+        begins, which does not see the one before (the state, which would, is not to be used then). The last two, where
+        given, get the attention weights and the output of every layer appended.
         """
         batch, length, _ = x.shape
         offset = mx.zeros((batch,), mx.int32) if past is None else past["offset"]
         lengths = mx.full((batch,), length, mx.int32) if lengths is None else lengths
         before = 0 if past is None else caches.capacity_of(past["layers"][0])
         capacity = max(before, min(self.context, before + length + room))
-        span = sequence.span(length, offset, rotary, before, self.context)
+        span = sequence.span(length, offset, rotary, before, self.context, packed)
         layers = []
         for layer, ring in zip(self.layers, past["layers"] if past else [None] * len(self.layers), strict=True):
-            attended, k, v = layer.self_attn.over_sequence(layer.norm1(x), ring, span, self.rope_theta, attentions)
-            x = layer.finish(x, attended)
+            x, k, v = self._layer_over_sequence(layer, x, ring, span, attentions)
             layers.append(sequence.ring_after(ring, k, v, offset, lengths, capacity))
             if hidden_states is not None:
                 hidden_states.append(x)
         return x, {"offset": offset + lengths, "layers": layers}
+
+    def _layer_over_sequence(
+        self, layer: TransformerLayer, x: mx.array, ring: State, span: sequence.Span, attentions: list[mx.array] | None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """A layer's output, and its new keys and values."""
+
+        def run(weights: Any, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+            if weights is not None:
+                layer.update(weights)
+            attended, k, v = layer.self_attn.over_sequence(layer.norm1(x), ring, span, self.rope_theta, attentions)
+            return layer.finish(x, attended), k, v
+
+        if not self.checkpointing or attentions is not None:
+            return run(None, x)
+        weights = layer.trainable_parameters()
+        out = mx.checkpoint(run)(weights, x)
+        layer.update(weights)  # `run` leaves there what it was traced with
+        return out
 
 
 def grow(state: State, capacity: int) -> State:
