@@ -13,6 +13,7 @@ from ..checkpoints.hub import local_folder
 from ..checkpoints.reading import Checkpoint, build, open_checkpoint
 from ..checkpoints.safetensors import load_lazily
 from ..conversation.duplex import delays_of
+from ..conversation.text import bytes_of
 from ..errors import CheckpointError
 from ..models.moshi import Moshi
 from ..models.sampling import MOSHI
@@ -51,7 +52,7 @@ def export(
 
 def files_of(checkpoint: Checkpoint, dtype: mx.Dtype | None, kv_bits: int | None) -> dict[str, bytes]:
     """The files of a bundle by name."""
-    model = build(checkpoint, dtype)
+    model = build(checkpoint, dtype, Moshi)
     functions = Functions(model, kv_bits)
     tensors = _published(checkpoint)
     graphs = functions.graphs() | {"prepare": prepare(checkpoint, dtype, [value for *_, value in tensors])}
@@ -136,12 +137,5 @@ def _licence(folder: Path) -> str:
 
 def text_table(tokenizer: Any, vocabulary: int, silent: tuple[int, ...]) -> bytes:
     """What each token prints: two bytes of length, then UTF-8, perhaps of a part of a character."""
-    pieces = [b"" if tokenizer is None else _piece(tokenizer, token, silent) for token in range(vocabulary)]
+    pieces = [bytes_of(tokenizer, token, silent) for token in range(vocabulary)]
     return b"".join(len(piece).to_bytes(2, "little") + piece for piece in pieces)
-
-
-def _piece(tokenizer: Any, token: int, silent: tuple[int, ...]) -> bytes:
-    if token in silent or tokenizer.is_control(token):
-        return b""
-    piece: str = tokenizer.id_to_piece(token)
-    return bytes([int(piece[3:-1], 16)]) if tokenizer.is_byte(token) else piece.replace("\u2581", " ").encode()

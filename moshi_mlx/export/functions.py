@@ -227,7 +227,7 @@ def prepare(checkpoint: Checkpoint, dtype: mx.Dtype | None, tensors: list[mx.arr
             Given(part.pieces, dict(zip(sorted(part.tensors), some, strict=True)))
             for part, some in ((checkpoint.language, arrays[:count]), (checkpoint.mimi, arrays[count:]))
         ]
-        fresh = build(checkpoint._replace(language=parts[0], mimi=parts[1], tokenizer=None), dtype)
+        fresh = build(checkpoint._replace(language=parts[0], mimi=parts[1], tokenizer=None), dtype, Moshi)
         return values(places(fresh))
 
     return trace("prepare", prepared, [], tensors)
