@@ -31,7 +31,7 @@ void check_plain(const std::string& name) {
 Bundle::Bundle(const std::string& folder) : folder(folder) {
   read_manifest(read_file(folder + "/" + kManifest, MOSHI_BAD_BUNDLE));
   for (auto* key : {"sample_rate", "frame_size", "codebooks", "user_codebooks", "text_tokens", "audio_tokens", "context"}) number(key, 1);
-  for (auto* key : {"delay", "kv_bits"}) number(key, 0);
+  for (auto* key : {"delay", "kv_bits", "one_ring_on_gpu"}) number(key, 0);
   for (auto* key : {"temperature", "top_k", "top_p", "min_p", "text_temperature", "text_top_k", "text_top_p", "text_min_p"}) decimal(key);
   words("made_by"), words("licence");
   small = size_t(number("small", 1)), temporal = size_t(number("temporal", 1));

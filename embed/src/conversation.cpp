@@ -46,8 +46,16 @@ void Conversation::begin() {
   utf8_ = {}, pending_.clear();
   capacity_ = bundle.capacities[0];
   broken_ = true;
+  if (model_->one_ring()) grow_to_last();
   prime();
   broken_ = false;
+}
+
+// Where attention skips what it does not see, a small ring saves nothing, and growing would cost a stutter.
+void Conversation::grow_to_last() {
+  auto& sizes = model_->bundle.capacities;
+  for (size_t i = 0; i + 1 < sizes.size(); i++) temporal_ = model_->grow(sizes[i], temporal_);
+  capacity_ = sizes.back();
 }
 
 // Position 0, before the user's first frame: it sees codes that nobody looks at.

@@ -32,6 +32,7 @@ class Conversation {
   void begin();
   void prime();
   void grow();
+  void grow_to_last();
   moshi_frame advance(const mx::array& given, bool sound);
   Arrays choose_text(const mx::array& logits);
   int32_t ask_hook(int32_t token);

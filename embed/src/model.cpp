@@ -11,6 +11,8 @@ namespace moshi_mlx {
 
 Model::Model(const std::string& folder, const std::string& checkpoint, const moshi_load_options& options)
     : bundle(folder), worker_(options.own_thread != 0) {
+  // Exact float32 products on every chip; Mimi's codes need them. MLX reads this at its first product.
+  setenv("MLX_ENABLE_TF32", "0", 0);
   try {
     run([&] {
       mx::set_cache_limit(options.cache_bytes);
@@ -56,6 +58,7 @@ void Model::load(const std::string& checkpoint) {
   // One by one, so that a tensor is read when it is wanted and what was read for it is freed. Matrices stay as they are
   // published where the device reads that order well.
   bool gpu = mx::default_device() == mx::Device(mx::Device::gpu);
+  one_ring_ = gpu && bundle.number("one_ring_on_gpu");
   for (auto& parameter : parameters_) {
     parameter = mx::contiguous(parameter, gpu);
     parameter.eval();
@@ -144,6 +147,10 @@ void Model::trace_ahead() {
   auto state = fresh();
   auto caches = part(state, small, temporal);
   for (int capacity : bundle.capacities) {
+    if (one_ring_ && capacity != bundle.capacities.back()) {
+      caches = grow(capacity, caches);
+      continue;
+    }
     Arrays from_codes{mx::array(none.data(), {1, int(none.size())})};
     append(from_codes, part(state, 0, small));
     append(from_codes, caches);

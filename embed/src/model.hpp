@@ -36,6 +36,8 @@ class Model {
   Arrays draw(const Voice& voice, const Arrays& inputs) const;
   Arrays grow(int capacity, const Arrays& temporal) const { return parts_->grow.at(capacity)(temporal); }
 
+  bool one_ring() const { return one_ring_; }  // of the whole context, from the first frame on
+
   const Bundle bundle;
   uint64_t weight_bytes = 0;
 
@@ -54,6 +56,7 @@ class Model {
   void trace_ahead();
 
   Worker worker_;
+  bool one_ring_ = false;
   Arrays parameters_;
   std::unique_ptr<Parts> parts_;
   std::shared_ptr<const Voice> default_voice_;

@@ -68,7 +68,11 @@ def make_checkpoint(case: Case, folder: Path) -> None:
         for name in ("mimi.safetensors", "mimi_config.json", "tokenizer.model"):
             shutil.copy(GOLDENS / "moshi_tiny" / name, source / name)
         config = json.loads((source / "config.json").read_text())
-        names = {"mimi_name": "mimi.safetensors", "tokenizer_name": "tokenizer.model", "mimi_config_name": "mimi_config.json"}
+        names = {
+            "mimi_name": "mimi.safetensors",
+            "tokenizer_name": "tokenizer.model",
+            "mimi_config_name": "mimi_config.json",
+        }
         config |= names | ({"delays": [0] + ([0] + [case.delay] * 7) * 2} if case.delay else {})
         (source / "config.json").write_text(json.dumps(config))
     if not case.convert:

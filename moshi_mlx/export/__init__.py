@@ -1,1 +1,1 @@
-"""A model for programs in other languages: its step as graphs in text, which `embed/` runs on MLX from C, C++ and Swift."""
+"""A model's step as graphs in text, which `embed/` runs on MLX for apps in C, C++ and Swift."""

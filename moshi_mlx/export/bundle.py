@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +16,10 @@ from ..checkpoints.safetensors import load_lazily
 from ..conversation.duplex import delays_of
 from ..conversation.text import bytes_of
 from ..errors import CheckpointError
+from ..models.layers.cache import FUSED_HEADS
 from ..models.moshi import Moshi
 from ..models.sampling import MOSHI
+from ..terminal.version import VERSION
 from .functions import Functions, prepare
 from .tracing import FORMAT
 
@@ -91,12 +94,10 @@ def _check_names(files: list[Path]) -> None:
 
 
 def _head(functions: Functions, kv_bits: int | None, checkpoint: Checkpoint) -> list[str]:
-    from .. import __version__
-
     config, codec, names = functions.config, functions.config.audio_encoder_config, functions.names
     values: dict[str, Any] = {
         "moshi_bundle": FORMAT,
-        "made_by": f"moshi_mlx {__version__}, MLX {mx.__version__}",
+        "made_by": f"moshi_mlx {VERSION}, MLX {version('mlx')}",
         "licence": _licence(checkpoint.folder),
         "sample_rate": codec.sampling_rate,
         "frame_size": codec.frame_size,
@@ -107,6 +108,7 @@ def _head(functions: Functions, kv_bits: int | None, checkpoint: Checkpoint) -> 
         "delay": max(delays_of(config)[0]),
         "context": config.sliding_window,
         "kv_bits": kv_bits or 0,
+        "one_ring_on_gpu": int(kv_bits is None and config.head_width in FUSED_HEADS),
         "capacities": " ".join(map(str, functions.capacities)),
         "parameters": len(functions.places),
         "small": len(names.small),

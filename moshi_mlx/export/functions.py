@@ -12,21 +12,21 @@
 
 `temporal` are the caches of the temporal transformer, `small` the rest of the state (tokens, offset). In `depth` the
 choice of a codebook's token is an operation of its own, `Choose`; the runtime runs `sample.KIND` there, for which the
-settings of the conversation decide: greedy, k (of the likeliest), p (top_p), m (min_p). The number of candidates is a
+settings of the conversation decide: greedy, or a letter for each of k (only of the likeliest), p (top_p), m (min_p) and
+c (a temperature so low that logits are moved before they are divided by it), or all. The number of candidates is a
 symbol in `noise` and `sample`, so that any top_k will do.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..checkpoints.reading import Checkpoint, Part, build
+from ..checkpoints.reading import Checkpoint, build
 from ..checkpoints.translation import to_mlx
-from ..conversation import duplex
-from ..conversation.session import FIRST_CAPACITY
+from ..conversation import duplex, session
 from ..models import sampling
 from ..models.layers.transformer import grow
 from ..models.moshi import Moshi
@@ -35,8 +35,14 @@ from .parameters import of_parameters, places, values
 from .symbols import with_symbols
 from .tracing import mark, trace
 
-NOISE_POINTS = [(3, 7), (11, 2), (5, 13), (17, 19)]  # candidates of the text (T) and of a codebook (A)
-SAMPLE_POINTS = [(97, 11), (151, 17), (89, 31), (211, 5)]  # vocabulary (V) and candidates (K)
+KINDS = "kpmc"
+NOISE_POINTS: list[tuple[int, ...]] = [
+    (3, 7),
+    (11, 2),
+    (5, 13),
+    (17, 19),
+]  # candidates of the text (T) and of a codebook (A)
+SAMPLE_POINTS: list[tuple[int, ...]] = [(97, 11), (151, 17), (89, 31), (211, 5)]
 
 
 class _Stream:
@@ -62,7 +68,7 @@ class _Traced(NamedTuple):
 
 
 class Given(NamedTuple):
-    """A `Part` whose tensors are at hand."""
+    """In the place of a `Part`: its tensors are at hand."""
 
     pieces: Any
     tensors: dict[str, mx.array]
@@ -96,8 +102,8 @@ def leaves(state: State, names: list[str]) -> list[mx.array]:
 
 
 def capacities(context: int) -> list[int]:
-    """The sizes of the cache that a conversation goes through."""
-    sizes = [min(FIRST_CAPACITY, context)]
+    """The slots of the rings that a conversation goes through, on a device where attention reads all of them."""
+    sizes = [min(session.FIRST_CAPACITY, context)]
     while sizes[-1] < context:
         sizes.append(min(2 * sizes[-1], context))
     return sizes
@@ -194,28 +200,29 @@ class Functions:
 
 def samples() -> dict[str, str]:
     """`sample.KIND` for every kind of settings."""
-    made = {"sample.greedy": _sample("sample.greedy", greedy=True)}
-    for cut in ("", "k"):
-        for top_p in ("", "p"):
-            for min_p in ("", "m"):
-                name = "sample." + (cut + top_p + min_p or "all")
-                made[name] = _sample(name, cut=bool(cut), top_p=bool(top_p), min_p=bool(min_p))
+    made = {"sample.greedy": _sample("greedy")}
+    for marks in product(*(("", letter) for letter in KINDS)):
+        kind = "".join(marks)
+        made[f"sample.{kind or 'all'}"] = _sample(kind)
     return made
 
 
-def _sample(name: str, greedy: bool = False, cut: bool = False, top_p: bool = False, min_p: bool = False) -> str:
-    def choose(logits: mx.array, noise: mx.array, temperature: mx.array, p: mx.array, log_m: mx.array) -> list[mx.array]:
-        if greedy:
+def _sample(kind: str) -> str:
+    def choose(
+        logits: mx.array, noise: mx.array, temperature: mx.array, p: mx.array, log_m: mx.array
+    ) -> list[mx.array]:
+        if kind == "greedy":
             return [sampling.sample(logits, noise, sampling.Sampling(temperature=0))]
-        return [sampling.draw(logits, noise, temperature, p if top_p else None, log_m if min_p else None)]
+        top_p, log_min_p = p if "p" in kind else None, log_m if "m" in kind else None
+        return [sampling.draw(logits, noise, temperature, top_p, log_min_p, "c" in kind)]
 
     def at(vocabulary: int, candidates: int) -> str:
-        noise = mx.zeros((1, candidates if cut else vocabulary))
+        noise = mx.zeros((1, candidates if "k" in kind else vocabulary))
         # bfloat16, so that the cast to float32 is in the graph
         inputs = [mx.zeros((1, vocabulary), mx.bfloat16), noise, *(mx.zeros(()) for _ in range(3))]
-        return trace(name, choose, [], inputs)
+        return trace(f"sample.{kind}", choose, [], inputs)
 
-    return with_symbols(name, "VK", SAMPLE_POINTS, at)
+    return with_symbols(f"sample.{kind}", "VK", SAMPLE_POINTS, at)
 
 
 def prepare(checkpoint: Checkpoint, dtype: mx.Dtype | None, tensors: list[mx.array]) -> str:
@@ -223,7 +230,7 @@ def prepare(checkpoint: Checkpoint, dtype: mx.Dtype | None, tensors: list[mx.arr
 
     def prepared(*arrays: mx.array) -> list[mx.array]:
         count = len(checkpoint.language.tensors)
-        parts = [
+        parts: list[Any] = [
             Given(part.pieces, dict(zip(sorted(part.tensors), some, strict=True)))
             for part, some in ((checkpoint.language, arrays[:count]), (checkpoint.mimi, arrays[count:]))
         ]

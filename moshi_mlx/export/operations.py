@@ -23,13 +23,13 @@ class Operation(NamedTuple):
 
 
 UNARY = (
-    "Abs Ceil Cos Erf ErfInv Exp Expm1 Floor Log1p LogicalNot Negative Round Sigmoid Sign Sin Square Tan Tanh Full "
-    "Copy StopGradient Contiguous"
-).split()
+    "Abs", "Ceil", "Cos", "Erf", "ErfInv", "Exp", "Expm1", "Floor", "Log1p", "LogicalNot", "Negative", "Round",
+    "Sigmoid", "Sign", "Sin", "Square", "Tan", "Tanh", "Full", "Copy", "StopGradient", "Contiguous",
+)  # fmt: skip
 BINARY = (
-    "Add Divide FloorDivide Greater GreaterEqual Less LessEqual LogAddExp LogicalAnd LogicalOr Matmul Maximum Minimum "
-    "Multiply NotEqual Power Remainder Subtract"
-).split()
+    "Add", "Divide", "FloorDivide", "Greater", "GreaterEqual", "Less", "LessEqual", "LogAddExp", "LogicalAnd",
+    "LogicalOr", "Matmul", "Maximum", "Minimum", "Multiply", "NotEqual", "Power", "Remainder", "Subtract",
+)  # fmt: skip
 OPERATIONS: dict[str, Operation] = {
     **{name: Operation(1) for name in UNARY},
     **{name: Operation(2) for name in BINARY},

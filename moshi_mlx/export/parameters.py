@@ -1,4 +1,4 @@
-"""The arrays that a model computes with, named by where they lie, and a function of the model as one of these arrays."""
+"""The arrays that a model computes with, by where they lie; a function of the model as one of these arrays."""
 
 from __future__ import annotations
 

@@ -20,8 +20,22 @@ from .operations import MODES
 from .tracing import FORMAT
 
 Arrays = list[mx.array]
-DTYPES = {name: getattr(mx, name) for name in
-          ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "bfloat16")}
+DTYPES = {
+    name: getattr(mx, name)
+    for name in (
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "float16",
+        "float32",
+        "bfloat16",
+    )
+}
 DTYPES |= {"bool": mx.bool_}
 SCANS = (mx.cummax, mx.cummin, mx.cumsum, mx.cumprod, mx.logcumsumexp)
 REDUCTIONS = (mx.all, mx.any, mx.sum, mx.prod, mx.min, mx.max)
@@ -59,6 +73,15 @@ def _bits(key: mx.array, shape: Any, width: int) -> mx.array:
     return mx.random.uniform(shape=shape, key=key) * 2.0**32
 
 
+def _quantized_matmul(x: tuple[mx.array, ...], group: int, bits: int, mode: int, transpose: int) -> mx.array:
+    biases = x[3] if len(x) > 3 else None
+    return mx.quantized_matmul(x[0], x[1], x[2], biases, bool(transpose), group, bits, MODES[mode])
+
+
+def _dequantize(x: tuple[mx.array, ...], group: int, bits: int, mode: int, dtype: mx.Dtype) -> mx.array:
+    return mx.dequantize(x[0], x[1], x[2] if len(x) > 2 else None, group, bits, MODES[mode], dtype=dtype)
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "Abs": mx.abs, "Ceil": mx.ceil, "Cos": mx.cos, "Erf": mx.erf, "ErfInv": mx.erfinv, "Exp": mx.exp,
     "Expm1": mx.expm1, "Floor": mx.floor, "Log1p": mx.log1p, "LogicalNot": mx.logical_not, "Negative": mx.negative,
@@ -91,8 +114,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         x, [(before[axes.index(i)], behind[axes.index(i)]) if i in axes else (0, 0) for i in range(x.ndim)], value),
     "Partition": lambda x, kth, axis: mx.partition(x, kth, axis=axis),
     "Quantize": lambda x, group, bits, mode, _: mx.quantize(x, group_size=group, bits=bits, mode=MODES[mode]),
-    "QuantizedMatmul": lambda x, w, *more: mx.quantized_matmul(
-        x, w, *more[:-4], transpose=bool(more[-1]), group_size=more[-4], bits=more[-3], mode=MODES[more[-2]]),
+    "QuantizedMatmul": lambda *x: _quantized_matmul(x[:-4], *x[-4:]),
     "RandomBits": _bits,
     "Reduce": lambda x, which, axes: REDUCTIONS[which](x, axis=axes, keepdims=True),
     "Reshape": mx.reshape,
@@ -116,8 +138,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         x, dims, traditional=bool(traditional), base=base, scale=scale, offset=offset),
     "Attention": lambda q, k, v, *more: mx.fast.scaled_dot_product_attention(
         q, k, v, scale=more[-1], mask=more[0] if len(more) > 1 else None),
-    "Dequantize": lambda w, scales, *more: mx.dequantize(
-        w, scales, *(more[:-4] or [None]), group_size=more[-4], bits=more[-3], mode=MODES[more[-2]], dtype=more[-1]),
+    "Dequantize": lambda *x: _dequantize(x[:-4], *x[-4:]),
 }  # fmt: skip
 
 
@@ -135,6 +156,7 @@ class Graph:
         self._symbols = symbols or {}
         self._fixed: dict[int, mx.array] = {}
         self._nodes: list[Node] = []
+        self._ends: dict[str, list[int]] = {}
         first, *lines = text.splitlines()
         if first != f"moshi graph {FORMAT}":
             raise CheckpointError(f"got {first!r}, expected 'moshi graph {FORMAT}'")
@@ -144,15 +166,16 @@ class Graph:
                 pairs = (word.split(":") for word in words)
                 self._fixed |= {int(number): parameters[int(index)] for index, number in pairs}
             elif kind in ("in", "out"):
-                setattr(self, kind, [int(word) for word in words])
+                self._ends[kind] = [int(word) for word in words]
             elif kind == "const":
                 number, dtype, shape, values = words
                 flat = self._value(f"[{values}]")
                 self._fixed[int(number)] = mx.array(flat, DTYPES[dtype]).reshape(self._value(shape))
             elif kind == "op":
-                op, *sides = words[:3]
-                ends = [[] if side == "-" else [int(each) for each in side.split(",")] for side in sides]
-                self._nodes.append(Node(op, *ends, [self._value(word) for word in words[3:]]))
+                inputs, outputs = (
+                    [] if side == "-" else [int(each) for each in side.split(",")] for side in words[1:3]
+                )
+                self._nodes.append(Node(words[0], inputs, outputs, [self._value(word) for word in words[3:]]))
 
     def _value(self, word: str) -> Any:
         if word.startswith("["):
@@ -175,7 +198,7 @@ class Graph:
         return sign * int(factor or 1) * number
 
     def __call__(self, *inputs: mx.array, choose: Callable[[int, mx.array], mx.array] | None = None) -> Arrays:
-        values = self._fixed | dict(zip(getattr(self, "in"), inputs, strict=True))
+        values = self._fixed | dict(zip(self._ends["in"], inputs, strict=True))
         for node in self._nodes:
             given = [values[number] for number in node.inputs]
             if node.op == "Choose":
@@ -184,7 +207,7 @@ class Graph:
             else:
                 made = OPERATIONS[node.op](*given, *node.arguments)
             values |= zip(node.outputs, made if isinstance(made, (list, tuple)) else [made], strict=True)
-        return [values[number] for number in getattr(self, "out")]
+        return [values[number] for number in self._ends["out"]]
 
 
 class Bundle:

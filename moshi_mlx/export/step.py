@@ -1,4 +1,4 @@
-"""`export_step`, the earlier way: MLX's own file of one compiled step. A bundle (`python -m moshi_mlx.export`) is better."""
+"""`export_step`, the earlier way: MLX's own file of one step. `python -m moshi_mlx.export` takes its place."""
 
 from __future__ import annotations
 

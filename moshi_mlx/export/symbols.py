@@ -34,7 +34,9 @@ def with_symbols(name: str, names: str, points: list[tuple[int, ...]], trace: Ca
 def _sum(name: str, names: str, values: np.ndarray, known: np.ndarray) -> str:
     factors = np.rint(np.linalg.lstsq(known, values, rcond=None)[0]).astype(int)
     if (known @ factors != values).any():
-        raise ConfigError(f"{name}: got {values.tolist()} for the sizes {known[:, 1:].tolist()}, which is no sum of them")
+        raise ConfigError(
+            f"{name}: got {values.tolist()} for the sizes {known[:, 1:].tolist()}, which is no sum of them"
+        )
     terms = [f"{factor:+d}*{symbol}" for symbol, factor in zip(names, factors[1:], strict=True) if factor]
     terms = [re.sub(r"([+-])1\*", r"\1", term) for term in terms]
     constant = f"{factors[0]:+d}" if factors[0] or not terms else ""

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..models.sampling import Sampling
+from ..conversation.duplex import DuplexSampling
+from ..models.sampling import COLD, Sampling
 from .running import Arrays, Bundle
 
 
@@ -27,6 +28,7 @@ class Stream:
         self.candidates = settings.candidates(vocabulary)
         cut = "k" if 0 < self.candidates < vocabulary else ""
         kind = cut + ("p" if settings.top_p < 1 else "") + ("m" if settings.min_p > 0 else "")
+        kind += "c" if settings.temperature < COLD else ""
         name = "greedy" if settings.greedy else kind or "all"
         self._graph = bundle.graph(f"sample.{name}", [], V=vocabulary, K=self.candidates or vocabulary)
         log_min_p = math.log(settings.min_p) if settings.min_p > 0 else 0.0
@@ -39,10 +41,10 @@ class Stream:
 class Talk:
     """One conversation, a frame at a time."""
 
-    def __init__(self, bundle: Bundle, seed: int, text: Sampling, audio: Sampling) -> None:
+    def __init__(self, bundle: Bundle, seed: int, sampling: DuplexSampling) -> None:
         self._bundle = bundle
-        self._text = Stream(bundle, text, bundle.number("text_tokens"))
-        self._audio = Stream(bundle, audio, bundle.number("audio_tokens"))
+        self._text = Stream(bundle, sampling.text, bundle.number("text_tokens"))
+        self._audio = Stream(bundle, sampling.audio, bundle.number("audio_tokens"))
         counts = {"T": self._text.candidates, "A": self._audio.candidates}
         self._noise = bundle.graph("noise", [], **counts) if any(counts.values()) else None
         self._key = mx.random.key(seed)[None]
@@ -90,4 +92,4 @@ class Talk:
             text, hidden, *self._small, choose=lambda k, logits: self._audio.choose(logits, noises[1 + k])
         )
         self._positions += 1
-        return column, ready, int(text.item())
+        return column, ready, int(np.array(text)[0])

@@ -20,6 +20,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
@@ -40,7 +41,12 @@ class Markers:
         self._kernels: dict[tuple[str, str, int], Any] = {}
 
     def __call__(
-        self, op: str, arrays: Sequence[mx.array], shapes: Sequence[Sequence[int]], types: Sequence[mx.Dtype], *args: Any
+        self,
+        op: str,
+        arrays: Sequence[mx.array],
+        shapes: Sequence[Sequence[int]],
+        types: Sequence[mx.Dtype],
+        *args: Any,
     ) -> list[mx.array]:
         key = (op, "// " + json.dumps([text(arg) for arg in args]), len(arrays))
         one = (1, 1, 1)
@@ -52,7 +58,7 @@ class Markers:
                 inputs=list(arrays), grid=one, threadgroup=one, output_shapes=list(shapes), output_dtypes=list(types)
             )
         except RuntimeError as error:
-            raise ConfigError(f"MLX {mx.__version__} cannot trace here ({error}); use 0.32 or newer") from error
+            raise ConfigError(f"MLX {version('mlx')} cannot trace here ({error}); use 0.32 or newer") from error
         return made
 
 
@@ -60,7 +66,9 @@ mark = Markers()
 
 
 def _rope(kept: Any) -> Any:
-    def rope(x: mx.array, dims: int, *, traditional: bool, base: Any, scale: float, offset: Any, freqs: Any = None) -> Any:
+    def rope(
+        x: mx.array, dims: int, *, traditional: bool, base: Any, scale: float, offset: Any, freqs: Any = None
+    ) -> Any:
         if freqs is not None or base is None:
             return kept(x, dims, traditional=traditional, base=base, scale=scale, offset=offset, freqs=freqs)
         offset = offset if isinstance(offset, mx.array) else mx.array(offset)
@@ -81,7 +89,11 @@ def _attention(kept: Any) -> Any:
 
 def _rms_norm(kept: Any) -> Any:
     def rms_norm(x: mx.array, weight: Any, eps: float, **_: Any) -> Any:
-        return kept(x, weight, eps) if weight is None else mark("RMSNorm", [x, weight], [x.shape], [x.dtype], float(eps))[0]
+        return (
+            kept(x, weight, eps)
+            if weight is None
+            else mark("RMSNorm", [x, weight], [x.shape], [x.dtype], float(eps))[0]
+        )
 
     return rms_norm
 
@@ -97,8 +109,8 @@ def _layer_norm(kept: Any) -> Any:
 
 def _dequantize(kept: Any) -> Any:
     def dequantize(
-        w: mx.array, scales: mx.array, biases: Any = None, group_size: Any = None, bits: Any = None, mode: str = "affine",
-        *others: Any, dtype: Any = None, **more: Any,
+        w: mx.array, scales: mx.array, biases: Any = None, group_size: Any = None, bits: Any = None,
+        mode: str = "affine", *others: Any, dtype: Any = None, **more: Any,
     ) -> Any:  # fmt: skip
         if others or more or None in (group_size, bits):
             return kept(w, scales, biases, group_size, bits, mode, *others, dtype=dtype, **more)
@@ -166,10 +178,11 @@ class _Lines:
     def constant(self, number: int, value: mx.array) -> None:
         if value.size > MOST_CONSTANT_VALUES:
             raise ConfigError(
-                f"{self.name}: a constant of {value.size} values (shape {list(value.shape)}); expected a parameter of the model"
+                f"{self.name}: a constant of {value.size} values, shape {list(value.shape)}; expected a parameter"
             )
         wide = value.astype(mx.float32) if mx.issubdtype(value.dtype, mx.floating) else value
-        values = ",".join(text(each) for each in wide.flatten().tolist())
+        flat: Any = wide.flatten().tolist()
+        values = ",".join(text(each) for each in flat)
         self.lines.append(f"const {number} {text(value.dtype)} {text(list(value.shape))} {values}")
 
     def primitive(self, event: dict[str, Any]) -> None:
@@ -194,7 +207,9 @@ def _unmarked(arguments: Sequence[Any]) -> tuple[str, list[str]]:
     settings = re.search(r"// (\[.*\])", str(arguments[1]))
     if not name or not settings:
         raise ConfigError(f"a Metal kernel of its own ({arguments[0]!r}) cannot be exported")
-    return next(op for op in sorted(OPERATIONS, key=len, reverse=True) if name[1].startswith(op)), json.loads(settings[1])
+    return next(op for op in sorted(OPERATIONS, key=len, reverse=True) if name[1].startswith(op)), json.loads(
+        settings[1]
+    )
 
 
 def trace(name: str, function: Function, weights: Sequence[mx.array], inputs: Sequence[mx.array]) -> str:
