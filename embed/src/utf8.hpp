@@ -18,13 +18,14 @@ class Utf8 {
  private:
   void next(unsigned char c, std::string& out) {
     if (missing_ && (c < low_ || c > high_)) {
-      out += "\xEF\xBF\xBD";
+      for (size_t i = 0; i < (surrogate() ? 2 : 1); i++) out += "\xEF\xBF\xBD";
       missing_ = 0;
       held_.clear();
     }
     if (!missing_) return first(c, out);
     held_ += char(c);
     low_ = 0x80, high_ = 0xBF;
+    if (surrogate()) low_ = 1, high_ = 0;  // no byte goes on with it; Python waits for one before it says so
     if (--missing_) return;
     out += held_;
     held_.clear();
@@ -40,7 +41,6 @@ class Utf8 {
     } else if (c >= 0xE0 && c <= 0xEF) {
       missing_ = 2;
       if (c == 0xE0) low_ = 0xA0;
-      if (c == 0xED) high_ = 0x9F;  // no surrogates
     } else if (c >= 0xF0 && c <= 0xF4) {
       missing_ = 3;
       if (c == 0xF0) low_ = 0x90;
@@ -51,6 +51,9 @@ class Utf8 {
     }
     held_ = char(c);
   }
+
+  // The beginning of one half of a UTF-16 pair, which is two ill-formed parts.
+  bool surrogate() const { return held_.size() == 2 && held_[0] == '\xED' && (unsigned char)held_[1] >= 0xA0; }
 
   std::string held_;
   int missing_ = 0;

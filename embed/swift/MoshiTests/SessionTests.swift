@@ -1,5 +1,5 @@
 import Foundation
-import Moshi
+@testable import Moshi
 import Testing
 
 /// What the Session says for a case of `embed/tests/cases.py`; MOSHI_CASES is its folder.
