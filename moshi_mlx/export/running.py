@@ -63,6 +63,13 @@ def _gather(x: mx.array, indices: Sequence[mx.array], axes: Any, sizes: Any) -> 
     return rows.reshape(*rows.shape[: rows.ndim - len(whole)], *shape)
 
 
+def _padded(x: mx.array, value: mx.array, axes: Any, before: Any, behind: Any) -> mx.array:
+    sizes = [(0, 0)] * x.ndim
+    for axis, *size in zip(axes, before, behind, strict=True):
+        sizes[axis] = (size[0], size[1])
+    return mx.pad(x, sizes, constant_values=value)
+
+
 def _bits(key: mx.array, shape: Any, width: int) -> mx.array:
     """Random words, which Python's MLX has no function for: keys are pairs of them, and uniform numbers are their
     quotients by 2**32. An odd number of words comes as float32, which is what becomes of them anyway.
@@ -110,8 +117,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "GatherAxis": lambda x, index, axis: mx.take_along_axis(x, index, axis=axis),
     "Log": lambda x, base: LOGARITHMS[base](x),
     "LogSumExp": lambda x: mx.logsumexp(x, axis=-1, keepdims=True),
-    "Pad": lambda x, value, axes, before, behind: mx.pad(
-        x, [(before[axes.index(i)], behind[axes.index(i)]) if i in axes else (0, 0) for i in range(x.ndim)], value),
+    "Pad": _padded,
     "Partition": lambda x, kth, axis: mx.partition(x, kth, axis=axis),
     "Quantize": lambda x, group, bits, mode, _: mx.quantize(x, group_size=group, bits=bits, mode=MODES[mode]),
     "QuantizedMatmul": lambda *x: _quantized_matmul(x[:-4], *x[-4:]),

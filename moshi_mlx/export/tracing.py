@@ -189,7 +189,8 @@ class _Lines:
         op, args = event["name"], [text(arg) for arg in event["arguments"]]
         if op == "CustomKernel":
             op, args = _unmarked(event["arguments"])
-        if op == "Arange":
+        if op == "Arange":  # sizes stand here as floats, which hides that they are whole
+            args = [text(int(arg) if arg == int(arg) else arg) for arg in event["arguments"]]
             args.append(text(event["outputs"][0][2]))
         inputs, outputs = ([self.number(n) for n, *_ in event[side]] for side in ("inputs", "outputs"))
         if op not in OPERATIONS:

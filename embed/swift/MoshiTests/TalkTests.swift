@@ -37,3 +37,29 @@ import Testing
     for length in 0..<wave.data.count { _ = try? Wave(wave.data.prefix(length)) }
   }
 }
+
+@Suite struct TalkStateTests {
+  @Test func aScreenKeepsTheLastWords() {
+    var transcript = Transcript(most: 5)
+    for word in ["a", "bc", "", "défg"] { transcript.append(word) }
+    #expect(transcript.text == "cdéfg")
+    transcript.clear()
+    #expect(transcript.text == "")
+  }
+
+  @Test func anInterruptionKeepsMute() {
+    let events: [TalkState.Event] = [.start, .loaded, .mute(true), .interrupt, .resume]
+    #expect(events.reduce(TalkState.idle) { $0.after($1) } == .talking(muted: true))
+    #expect(!TalkState.talking(muted: true).hears)
+    #expect(TalkState.talking(muted: false).hears)
+  }
+
+  @Test func whatMeansNothingChangesNothing() {
+    for state in [TalkState.idle, .loading] {
+      for event in [TalkState.Event.resume, .interrupt, .mute(true)] { #expect(state.after(event) == state) }
+    }
+    #expect(TalkState.talking(muted: false).after(.fail("no memory")) == .failed("no memory"))
+    #expect(TalkState.failed("no memory").after(.start) == .loading)
+    #expect(!TalkState.failed("x").runs)
+  }
+}
