@@ -10,9 +10,10 @@ import sys
 from .conversation import duplex, text
 from .conversation.asynchronous import AsyncConversation
 from .conversation.codec import MimiStream
-from .conversation.duplex import DuplexSampling, export_step
+from .conversation.duplex import DuplexSampling
 from .conversation.session import Frame, Session
 from .errors import AudioError, CheckpointError, ConfigError, InputError, MoshiError
+from .export.step import export_step
 from .huggingface.config import MimiConfig, MoshiConfig, MoshiDepthConfig
 from .huggingface.depth import MoshiDepthDecoder
 from .huggingface.helium import MoshiForCausalLM, MoshiModel

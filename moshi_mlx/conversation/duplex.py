@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -23,8 +22,8 @@ from .. import inputs
 from ..errors import InputError
 from ..models.config import MoshiConfig
 from ..models.moshi import Moshi
-from ..models.sampling import MOSHI, Sampling, SamplingSettings, noise, sample
-from ..models.state import State, flatten, unflatten, where
+from ..models.sampling import MOSHI, Sampling, SamplingSettings, noise
+from ..models.state import State, where
 
 Adjust = Callable[[mx.array], mx.array]
 """Text logits [B, vocab] -> those that the text token is drawn from."""
@@ -144,9 +143,9 @@ def _hear(
     user = mx.concatenate([state["user"][:, :, 1:], codes[:, :, None]], axis=-1)
     tokens = _input_tokens(model, state["text"], state["own"][:, :, -1], _delayed(user, user_delays), state["offset"])
     hidden, logits, temporal = model.decoder.step(tokens[:, :, None], state["temporal"])
-    text_noise, code_noise, keys = _noise(model, state["keys"], sampling)
+    text_noise, code_noise, keys = draw_noise(model, state["keys"], sampling)
     logits = logits[:, 0] if adjust is None else adjust(logits[:, 0])
-    text = sample(logits, text_noise, sampling.text)
+    text = sampling.text.choose(logits, text_noise)
     heard = {"keys": keys, "user": user, "temporal": temporal, "hidden": hidden[:, 0], "noise": code_noise}
     return text, {**state, **heard}
 
@@ -168,13 +167,18 @@ def _speak(
     model: Moshi, text: mx.array, heard: State, sampling: DuplexSampling, known: mx.array | None
 ) -> tuple[Reply, State]:
     ready = heard["offset"] >= max(delays_of(model.config)[0])
-    column, state = _depth_step(model, text, heard, sampling, known)
-    decoder = state["decoder"]
-    if max(delays_of(model.config)[0]) > 1:  # with less, the first step after priming has a column already
-        fresh = model.audio_encoder.init_decoder_state(len(ready))
-        decoder = where(state["offset"] - 1 <= max(delays_of(model.config)[0]), fresh, decoder)
-    sound, decoder = model.audio_encoder.decode_step(column[:, :, None], decoder)
+    column, state = depth_step(model, text, heard, sampling, known)
+    sound, decoder = voice(model, column, state["offset"], state["decoder"])
     return Reply(text.astype(mx.int32), column, sound, ready), {**state, "decoder": decoder}
+
+
+def voice(model: Moshi, column: mx.array, offset: mx.array, decoder: State) -> tuple[mx.array, State]:
+    """The sound [B, frame_size] of a column of codes [B, num_codebooks] before position `offset` [B]; decoder state."""
+    longest = max(delays_of(model.config)[0])
+    if longest > 1:  # with less, the first step after priming has a column already
+        decoder = where(offset - 1 <= longest, model.audio_encoder.init_decoder_state(len(offset)), decoder)
+    sound, decoder = model.audio_encoder.decode_step(column[:, :, None], decoder)
+    return sound, decoder
 
 
 def delays_of(config: MoshiConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -192,11 +196,11 @@ def language_step(
     """
     _check(state, sampling, "offset")
     text, heard = _hear(model, _checked_codes(model, user_codes, state), state, sampling, adjust)
-    column, state = _depth_step(model, text, heard, sampling, known)
+    column, state = depth_step(model, text, heard, sampling, known)
     return state["text"], column, state
 
 
-def _depth_step(
+def depth_step(
     model: Moshi, text: mx.array, heard: State, sampling: DuplexSampling, known: mx.array | None = None
 ) -> tuple[mx.array, State]:
     """The depth decoder after text [B]: -> the newest complete column [B, num_codebooks], state."""
@@ -230,8 +234,8 @@ def sample_frame(
     known: mx.array | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:  # fmt: skip
     """The text token [B], then the depth decoder's codes [B, num_codebooks], and the next frame's keys."""
-    text_noise, code_noise, keys = _noise(model, keys, sampling)
-    text = sample(logits, text_noise, sampling.text)
+    text_noise, code_noise, keys = draw_noise(model, keys, sampling)
+    text = sampling.text.choose(logits, text_noise)
     return text.astype(mx.int32), _codes(model, hidden, text, code_noise, sampling, known), keys
 
 
@@ -242,44 +246,20 @@ def _codes(
     """The depth decoder's codes [B, num_codebooks] after text [B], with the noise drawn for all codebooks."""
     noises = mx.split(drawn, model.config.num_codebooks, axis=-1)
     if known is None:
-        return model.depth_decoder.sample(hidden, text, lambda i, logits: sample(logits, noises[i], sampling.audio))
+        return model.depth_decoder.sample(hidden, text, lambda i, logits: sampling.audio.choose(logits, noises[i]))
     given = mx.where(known < model.config.audio_vocab_size, known, -1)
 
     def draw(i: int, logits: mx.array) -> mx.array:
-        code = sample(logits, noises[i], sampling.audio)
+        code = sampling.audio.choose(logits, noises[i])
         return mx.where(given[:, i] >= 0, given[:, i].astype(code.dtype), code)
 
     # What stands before a stream's start is no code: the depth decoder goes on from what it drew there.
     return mx.where(known >= 0, known, model.depth_decoder.sample(hidden, text, draw))
 
 
-def _noise(model: Moshi, keys: mx.array, sampling: DuplexSampling) -> tuple[mx.array, mx.array, mx.array]:
+def draw_noise(model: Moshi, keys: mx.array, sampling: DuplexSampling) -> tuple[mx.array, mx.array, mx.array]:
     """Noise for the text token and, codebook after codebook, for the codes; and the next frame's keys."""
     config = model.config
     codes = config.num_codebooks * sampling.audio.candidates(config.audio_vocab_size)
     (text_noise, code_noise), keys = noise(keys, [sampling.text.candidates(config.vocab_size), codes])
     return text_noise, code_noise, keys
-
-
-def export_step(model: Moshi, path: str | Path, sampling: DuplexSampling, seed: int = 0) -> int:
-    """Write the step of one conversation to `path` (.mlxfn, weights included) for programs in other languages.
-
-    The function takes sound float32 [1, frame_size], then the leaves of the state in the order of `flatten`; it
-    returns text, codes, sound and ready (see `Reply`), then the leaves of the next state in the same order. Beside it
-    lies the primed state of a new conversation, `path` with the suffix .safetensors, its names numbered in that order.
-    Returns the number of leaves.
-    """
-    path = Path(path)
-    _, state = prime(model, init_state(model, [seed]), sampling)
-    leaves = flatten(state)
-    names = [name for name, _ in leaves]
-
-    def exported(sound: mx.array, *values: mx.array) -> list[mx.array]:
-        reply, after = step(model, sound, unflatten(list(zip(names, values, strict=True))), sampling)
-        return [*reply, *(leaf for _, leaf in flatten(after))]
-
-    sound = mx.zeros((1, model.config.audio_encoder_config.frame_size))
-    mx.export_function(str(path), exported, sound, *(leaf for _, leaf in leaves))
-    numbered = {f"{i:04d}.{name}": leaf for i, (name, leaf) in enumerate(leaves)}
-    mx.save_safetensors(str(path.with_suffix(".safetensors")), numbered)
-    return len(leaves)

@@ -75,17 +75,22 @@ def _spoken(words: Iterable[tuple[Any, ...]], tokenizer: Any, frame_rate: float)
 
 
 class TextDecoder:
-    """What text tokens print, one by one: nothing for padding; bytes of a character wait for the rest of it."""
+    """What text tokens print, one by one: nothing for padding; bytes of a character wait for the rest of it.
+
+    Where the rest does not come, U+FFFD stands for them, before whatever comes instead.
+    """
 
     def __init__(self, tokenizer: Any, silent_tokens: tuple[int, ...]) -> None:
         self._tokenizer, self._silent = tokenizer, silent_tokens
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
 
     def __call__(self, token: int) -> str:
-        tokenizer = self._tokenizer
-        if tokenizer is None or token in self._silent or tokenizer.is_control(token):
-            return ""
-        piece = tokenizer.id_to_piece(token)
-        if tokenizer.is_byte(token):
-            return self._bytes.decode(bytes([int(piece[3:-1], 16)]))
-        return piece.replace("\u2581", " ")
+        return self._bytes.decode(bytes_of(self._tokenizer, token, self._silent))
+
+
+def bytes_of(tokenizer: Any, token: int, silent_tokens: tuple[int, ...]) -> bytes:
+    """What a token prints as UTF-8, perhaps a part of a character; nothing for silent tokens or without a tokenizer."""
+    if tokenizer is None or token in silent_tokens or tokenizer.is_control(token):
+        return b""
+    piece: str = tokenizer.id_to_piece(token)
+    return bytes([int(piece[3:-1], 16)]) if tokenizer.is_byte(token) else piece.replace("\u2581", " ").encode()

@@ -87,6 +87,10 @@ class Sampling:
         """How many tokens a draw is among, and so how much noise it takes; none where greedy."""
         return 0 if self.greedy else min(self.top_k or vocabulary, vocabulary)
 
+    def choose(self, logits: mx.array, noise: mx.array) -> mx.array:
+        """logits [B, V], noise [B, candidates(V)] -> tokens uint32 [B]."""
+        return sample(logits, noise, self)
+
 
 def noise(keys: mx.array, counts: list[int]) -> tuple[list[mx.array], mx.array]:
     """Gumbel noise [B, count] for each draw of a frame, and the keys of the next frame. keys uint32 [B, 2]."""
@@ -102,19 +106,33 @@ def sample(logits: mx.array, noise: mx.array, settings: Sampling) -> mx.array:
     """logits [B, V], noise [B, settings.candidates(V)] -> tokens uint32 [B]."""
     if settings.greedy:
         return mx.argmax(logits, axis=-1)
+    top_p = settings.top_p if settings.top_p < 1 else None
+    log_min_p = math.log(settings.min_p) if settings.min_p > 0 else None
+    return draw(logits, noise, settings.temperature, top_p, log_min_p, settings.temperature < COLD)
+
+
+def draw(
+    logits: mx.array,
+    noise: mx.array,
+    temperature: float | mx.array,
+    top_p: float | mx.array | None = None,
+    log_min_p: float | mx.array | None = None,
+    cold: bool = False,
+) -> mx.array:
+    """The sampled case of `sample`: among as many of the likeliest as there is noise; numbers may be arrays."""
     logits = logits.astype(mx.float32)
-    if settings.temperature < COLD:
+    if cold:
         logits = logits - logits.max(axis=-1, keepdims=True)
-    logits = logits / settings.temperature
+    logits = logits / temperature
     others = logits.shape[-1] - noise.shape[-1]
     chosen = None
     if others:
         chosen = mx.argpartition(logits, others, axis=-1)[:, others:]
         logits = mx.take_along_axis(logits, chosen, axis=-1)
-    if settings.top_p < 1:
-        logits = _cut_top_p(logits, settings.top_p)
-    if settings.min_p > 0:
-        floor = logits.max(axis=-1, keepdims=True) + math.log(settings.min_p)
+    if top_p is not None:
+        logits = _cut_top_p(logits, top_p)
+    if log_min_p is not None:
+        floor = logits.max(axis=-1, keepdims=True) + log_min_p
         logits = mx.where(logits < floor, -mx.inf, logits)
     token = mx.argmax(logits + noise, axis=-1, keepdims=True)
     if chosen is not None:
@@ -122,7 +140,7 @@ def sample(logits: mx.array, noise: mx.array, settings: Sampling) -> mx.array:
     return token.squeeze(-1)
 
 
-def _cut_top_p(logits: mx.array, top_p: float) -> mx.array:
+def _cut_top_p(logits: mx.array, top_p: float | mx.array) -> mx.array:
     """-inf for what is not in the smallest set of likeliest tokens whose probability reaches top_p."""
     order = mx.argsort(-logits, axis=-1)
     probabilities = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1)

@@ -3,6 +3,7 @@
 COMMANDS = {
     "local": "talk with Moshi in this terminal, or let it answer a sound file",
     "convert": "convert, quantize, inspect and compare checkpoints",
+    "export": "write a model's step as graphs, for apps in C, C++ and Swift",
     "doctor": "find out whether this machine can talk with Moshi, with a report to paste into an issue",
     "models": "list, fetch and remove the models on this disk",
     "train": "fine-tune on recorded conversations",

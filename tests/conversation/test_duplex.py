@@ -3,7 +3,8 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers import GREEDY, check_tokens, delays, golden, question, run_codes
+from helpers import GOLDENS, GREEDY, check_tokens, delays, golden, question, run_codes
+from mlx.utils import tree_map
 
 import moshi_mlx
 from moshi_mlx import DuplexSampling, Sampling
@@ -145,12 +146,18 @@ def test_compiled_equals_eager(model, sampling):
         np.testing.assert_allclose(a.sound, b.sound, atol=1e-5)
 
 
-def test_exported_step_fed_its_own_state_gives_equal_tokens(model, tmp_path):
+@pytest.mark.parametrize("views", [False, True], ids=["as loaded", "views, as on Metal"])
+def test_exported_step_fed_its_own_state_gives_equal_tokens(model, tmp_path, views):
+    if views:
+        model = moshi_mlx.load(GOLDENS / "moshi_tiny", dtype=mx.float32)
+        model.update(tree_map(lambda w: mx.contiguous(w.T).T if w.ndim == 2 else w, model.parameters()))
+        mx.eval(model.parameters())
     sound = np.tile(question(), 2).reshape(-1, 1, 1920)[:50]
     sampling = DuplexSampling()
     expected, _ = steps(model, sound, primed(model, [7], sampling), sampling)
     path = tmp_path / "step.mlxfn"
-    count = moshi_mlx.export_step(model, path, sampling, seed=7)
+    with pytest.warns(DeprecationWarning, match=r"moshi_mlx\.export"):
+        count = moshi_mlx.export_step(model, path, sampling, seed=7)
     saved = mx.load(str(path.with_suffix(".safetensors")))
     leaves = [saved[name] for name in sorted(saved)]
     assert len(leaves) == count

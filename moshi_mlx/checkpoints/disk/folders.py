@@ -15,8 +15,9 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ...errors import CheckpointError, InputError
 from ..names import CONFIG_NAME
@@ -25,15 +26,22 @@ NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.E
 LONGEST_NAME = 200  # bytes, of what a hidden name repeats; file systems take 255
 
 
+class Kind(NamedTuple):
+    """Of folders that may replace each other: what one is called, and whether a folder is one."""
+
+    name: str
+    found: Callable[[Path], bool]
+
+
 @contextlib.contextmanager
-def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, overwrite: bool = False, kind: Kind | None = None) -> Iterator[Path]:
     """A folder to fill, which takes the place of `path` when all is well, and is removed when not.
 
     A link is followed: what it points to is replaced. Raises InputError where `path` exists and is not to be
     overwritten or is being written by another process, CheckpointError where it cannot be written; then nothing is
     left of the new folder, and what was there is as it was.
     """
-    refuse_existing(path, overwrite)
+    refuse_existing(path, overwrite, kind)
     path = Path(os.path.realpath(path))
     partial, ours = hidden(path, "partial"), None
     try:
@@ -42,7 +50,7 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
             partial.mkdir()
             ours = partial.stat()
             yield partial
-            refuse_existing(path, overwrite)
+            refuse_existing(path, overwrite, kind)
             _take_place(path)
     except KeyboardInterrupt as stop:
         if ours and path.is_dir() and os.path.samestat(path.stat(), ours):
@@ -52,13 +60,14 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}; nothing is left of it") from error
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raises InputError where there is something at `path` that is not to be replaced."""
+def refuse_existing(path: Path, overwrite: bool, kind: Kind | None = None) -> None:
+    """Raises InputError where there is something at `path` that no checkpoint, or folder of `kind`, is to replace."""
+    kind = kind or Kind("the folder of a checkpoint", _is_checkpoint)
     there = _can_be_written(path)
     if there and not overwrite:
         raise InputError(f"{path}: exists already; choose another path, or replace it with --overwrite")
-    if there and not (os.path.isdir(path) and _is_checkpoint(path)):
-        raise InputError(f"{path}: is not the folder of a checkpoint, so it is not overwritten; choose another path")
+    if there and not (os.path.isdir(path) and kind.found(path)):
+        raise InputError(f"{path}: is not {kind.name}, so it is not overwritten; choose another path")
 
 
 def _can_be_written(path: Path) -> bool:
