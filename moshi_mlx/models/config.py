@@ -11,11 +11,8 @@ from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Any, ClassVar
 
-import mlx.core as mx
-import numpy as np
-
 from ..errors import brief, require
-from ..inputs import scalar
+from ..inputs import plain
 
 # What a field may be at most. Beyond it no model is meant, and a kilobyte of config would ask for gigabytes.
 MOST = {
@@ -34,13 +31,7 @@ MOST_DEPTH_LAYERS = 4096  # of all steps together
 def _as_python(config: Any) -> None:
     """Numbers and arrays of NumPy and MLX, and lists, as Python's numbers and tuples, which compare and hash."""
     for one in fields(config):
-        value = getattr(config, one.name)
-        if isinstance(value, (np.ndarray, np.generic, mx.array)):
-            value = value.tolist()
-        if isinstance(value, list):
-            value = tuple(scalar(item) for item in value)
-        if value is not getattr(config, one.name):
-            object.__setattr__(config, one.name, value)
+        object.__setattr__(config, one.name, plain(getattr(config, one.name)))
 
 
 def _positive(config: Any, *names: str) -> None:
