@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from ..models.config import MoshiConfig
 from ..models.moshi import Moshi
-from ..models.sampling import MOSHI, Sampling, SamplingSettings, noise, sample
+from ..models.sampling import MOSHI, RowSampling, Sampling, SamplingSettings, noise, sample
 from ..models.state import State, flatten, unflatten, where
 
 
@@ -27,8 +27,8 @@ from ..models.state import State, flatten, unflatten, where
 class DuplexSampling:
     """How the two kinds of tokens are drawn. The defaults are the reference's."""
 
-    text: Sampling = field(default=Sampling.of(MOSHI, "text_"))
-    audio: Sampling = field(default=Sampling.of(MOSHI))
+    text: Sampling | RowSampling = field(default=Sampling.of(MOSHI, "text_"))
+    audio: Sampling | RowSampling = field(default=Sampling.of(MOSHI))
 
     @classmethod
     def of(cls, settings: SamplingSettings) -> DuplexSampling:
@@ -195,8 +195,10 @@ def _codes(
 def _noise(model: Moshi, keys: mx.array, sampling: DuplexSampling) -> tuple[mx.array, mx.array, mx.array]:
     """Noise for the text token and, codebook after codebook, for the codes; and the next frame's keys."""
     config = model.config
-    codes = config.num_codebooks * sampling.audio.candidates(config.audio_vocab_size)
-    (text_noise, code_noise), keys = noise(keys, [sampling.text.candidates(config.vocab_size), codes])
+    counts = [0, 0]
+    if not (sampling.text.greedy and sampling.audio.greedy):  # the noise of one does not depend on the other's settings
+        counts = [config.vocab_size, config.num_codebooks * config.audio_vocab_size]
+    (text_noise, code_noise), keys = noise(keys, counts)
     return text_noise, code_noise, keys
 
 
