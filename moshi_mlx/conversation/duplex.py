@@ -20,7 +20,7 @@ import mlx.core as mx
 from ..models.config import MoshiConfig
 from ..models.moshi import Moshi
 from ..models.sampling import MOSHI, RowSampling, Sampling, SamplingSettings, noise, sample
-from ..models.state import State, flatten, unflatten, where
+from ..models.state import State, flatten, keep_paused, unflatten
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def speak(
     decoder = state["decoder"]
     if max(delays_of(model.config)[0]) > 1:  # with less, the first step after priming has a column already
         fresh = model.audio_encoder.init_decoder_state(len(ready))
-        decoder = where(state["offset"] - 1 <= max(delays_of(model.config)[0]), fresh, decoder)
+        decoder = keep_paused(state["offset"] - 1 > max(delays_of(model.config)[0]), decoder, fresh)
     sound, decoder = model.audio_encoder.decode_step(column[:, :, None], decoder)
     return Reply(text.astype(mx.int32), column, sound, ready), {**state, "decoder": decoder}
 
