@@ -14,7 +14,7 @@ from ..models.moshi import MoshiForConditionalGeneration
 from ..models.sampling import RowSampling, Sampling
 from ..models.state import State, flatten, where
 from . import duplex, rows
-from .duplex import DuplexSampling
+from .duplex import AUDIO, TEXT, DuplexSampling
 from .session import FIRST_CAPACITY, Frame, bound_memory
 from .text import TextDecoder
 
@@ -246,18 +246,18 @@ class Batch:
 
 def sampling_of(settings: Mapping[str, Any]) -> DuplexSampling:
     """temperature, top_k, top_p, min_p of the sound, the same with `text_` before them of the text. InputError."""
-    usual = DuplexSampling()
-    values = {f"{prefix}{name}": getattr(side, name) for prefix, side in (("", usual.audio), ("text_", usual.text))
-              for name in ("temperature", "top_k", "top_p", "min_p")}  # fmt: skip
+    return DuplexSampling(*sides_of(settings))
+
+
+def sides_of(settings: Mapping[str, Any]) -> tuple[Sampling, Sampling]:
+    """The same as how text and sound are drawn. Raises InputError for a setting that is unknown or out of range."""
+    values: dict[str, Any] = {f"text_{name}": value for name, value in vars(TEXT).items()} | vars(AUDIO)
     unknown = sorted(set(settings) - set(values))
     if unknown:
         raise InputError(f"{unknown[0]}: no setting of a conversation; expected one of {', '.join(values)}")
     values |= settings
-    names = ("temperature", "top_k", "top_p", "min_p")
-    return DuplexSampling(
-        text=Sampling(**{name: values[f"text_{name}"] for name in names}),
-        audio=Sampling(**{name: values[name] for name in names}),
-    )
+    text, audio = (Sampling(**{name: values[side + name] for name in vars(AUDIO)}) for side in ("text_", ""))
+    return text, audio
 
 
 def state_bytes(batch: Batch) -> int:
