@@ -109,20 +109,25 @@ class Talk {
     this.lastSent = performance.now();
   }
 
-  // To the context's own rate, straight lines between samples: 48 to 44.1 kHz at most, of speech up to 12 kHz.
   play(sound, rate) {
-    const to = this.context.sampleRate;
-    if (rate !== to) {
-      const ratio = rate / to, out = new Float32Array(Math.floor((sound.length - (this.phase || 0)) / ratio));
-      for (let i = 0; i < out.length; i++) {
-        const at = (this.phase || 0) + i * ratio, low = Math.floor(at), high = Math.min(low + 1, sound.length - 1);
-        out[i] = sound[low] + (sound[high] - sound[low]) * (at - low);
-      }
-      this.phase = (this.phase || 0) + out.length * ratio - sound.length;
-      sound = out;
-    }
+    if (rate !== this.context.sampleRate) sound = this.resampled(sound, rate / this.context.sampleRate);
     if (window.heardByTests) window.heardByTests.push(sound.slice());
     this.voice.port.postMessage(sound, [sound.buffer]);
+  }
+
+  // Straight lines between samples, over the edges of blocks too: 48 to 44.1 kHz at most, of speech up to 12 kHz.
+  resampled(sound, ratio) {
+    const line = new Float32Array(sound.length + 1), first = this.phase || 0;
+    line[0] = this.last || 0;
+    line.set(sound, 1);
+    const out = new Float32Array(Math.max(0, Math.ceil((sound.length - first) / ratio)));
+    for (let i = 0; i < out.length; i++) {
+      const at = first + i * ratio, low = Math.floor(at);
+      out[i] = line[low] + (line[low + 1] - line[low]) * (at - low);
+    }
+    this.phase = first + out.length * ratio - sound.length;
+    this.last = sound[sound.length - 1];
+    return out;
   }
 
   shown({ peak, waiting, missed }) {
