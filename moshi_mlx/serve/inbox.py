@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,8 +25,16 @@ class Inbox:
     SPEECH_LIMIT the oldest whatever it is. Without `catch_up` everything is heard, however late.
     """
 
-    def __init__(self, frame_size: int, rate: int, limit: float, catch_up: bool = True) -> None:
-        self._size, self._rate, self._limit, self._catch_up = frame_size, rate, limit, catch_up
+    def __init__(
+        self,
+        frame_size: int,
+        rate: int,
+        limit: float,
+        catch_up: bool = True,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._size, self._rate, self._limit, self._catch_up, self._now = frame_size, rate, limit, catch_up, now
+        self._ahead, self._pushed = 0.0, now()  # seconds of sound that came sooner than it can be spoken
         self._lock = threading.Lock()
         self._parts: deque[np.ndarray] = deque()
         self._samples = 0
@@ -34,13 +44,26 @@ class Inbox:
         """Left out so far to catch up."""
 
     def push(self, sound: np.ndarray) -> None:
-        """float32 [T]. Raises InputError where more than `limit` seconds would wait: nobody speaks that fast."""
+        """float32 [T]. Raises InputError where it comes more than `limit` seconds sooner than anybody can speak it.
+
+        Where the model is late itself, no more than that is kept either.
+        """
         with self._lock:
-            if self._samples + len(sound) > self._limit * self._rate:
-                raise InputError(f"audio: got more than {self._limit:g} s ahead of time, expected it as it is spoken")
+            self._check_pace(len(sound) / self._rate)
             if len(sound):
                 self._parts.append(sound)
                 self._samples += len(sound)
+            over = self._samples - int(self._limit * self._rate)
+            if over > 0:
+                self.lost_samples += over
+                self._take(over)
+
+    def _check_pace(self, seconds: float) -> None:
+        now = self._now()
+        ahead = max(0.0, self._ahead - (now - self._pushed)) + seconds
+        if ahead > self._limit:
+            raise InputError(f"audio: got it {ahead:.1f} s ahead of time, expected it as it is spoken")
+        self._ahead, self._pushed = ahead, now
 
     def clear(self) -> None:
         """Forget everything: a new conversation begins."""
