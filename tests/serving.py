@@ -77,6 +77,32 @@ async def open_house(make_batch=None, slots=2, token=None, origins=(), log=None,
         await listener.close()
 
 
+def run(scene, seconds=40):
+    """A scene of a test, with a moment at the end for sockets that were cut to be closed."""
+
+    async def whole():
+        try:
+            await asyncio.wait_for(scene, seconds)
+        finally:
+            await asyncio.sleep(0.05)
+
+    asyncio.run(whole())
+
+
+async def until(condition, seconds=10.0):
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while not condition():
+        assert loop.time() < end, "it does not come true"
+        await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def connect(url, **options):
+    async with aiohttp.ClientSession() as session, session.ws_connect(url, **options) as ws:
+        yield ws
+
+
 class Visitor:
     """Somebody who speaks Kyutai's protocol in real time."""
 

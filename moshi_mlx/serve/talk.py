@@ -119,7 +119,8 @@ class Talk(ABC):
         """Says why and closes, but waits for nobody who does not answer."""
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self._say_and_close(end), CLOSE_SECONDS)
-        if request.transport is not None and not self.ws.closed:
+        # A peer in the middle of a message too large for us would go on sending it to nobody.
+        if request.transport is not None and (not self.ws.closed or self.ws.exception() is not None):
             request.transport.abort()
 
     async def _say_and_close(self, end: End) -> None:
