@@ -39,6 +39,9 @@ UNSUPPORTED = {
     "conversation.item.truncate": "what was said cannot be unsaid",
     "response.create": "Moshi speaks when it wants to",
 }
+# OpenAI's own code for a response asked for while there is one, which Moshi's never ends; Pipecat goes on after this one
+# alone.
+CODES = {"response.create": "conversation_already_has_active_response"}
 # Settings of session.update that mean something here; the first two are an extension.
 SETTINGS = ("temperature", "seed")
 
@@ -134,7 +137,8 @@ class Projection:
         return self._event("error", error=details)
 
     def unsupported(self, asked: Unsupported) -> Event:
-        return self.error("unsupported", f"{asked.name}: {asked.reason}", asked.event_id)
+        code = CODES.get(asked.name, "unsupported")
+        return self.error(code, f"{asked.name}: {asked.reason}", asked.event_id)
 
     # What Moshi says
 

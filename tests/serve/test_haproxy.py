@@ -78,7 +78,7 @@ def test_waiting_refusing_draining_and_a_killed_worker(house):
         async with aiohttp.ClientSession() as session:
             call = Caller(session, front).call
             first, second = await call(), await call()
-            assert isinstance(first, Visitor) and isinstance(second, Visitor), (first, second)
+            assert {type(first), type(second)} == {Visitor}
             assert await asyncio.to_thread(where, workers) == [1, 1]
             await first.talk(3)
 

@@ -48,7 +48,7 @@ def test_what_cannot_be_done_is_answered_by_name(name):
     assert isinstance(asked, Unsupported)
     error = Projection("m").unsupported(asked)
     assert error["type"] == "error"
-    assert (error["error"]["code"], error["error"]["event_id"]) == ("unsupported", "mine")
+    assert (error["error"]["code"], error["error"]["event_id"]) == (realtime.CODES.get(name, "unsupported"), "mine")
     assert error["error"]["message"].startswith(name[:80])
 
 

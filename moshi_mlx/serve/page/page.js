@@ -3,6 +3,7 @@ import { Opus, Samples, opusWorks } from "./coder.js";
 
 const $ = (id) => document.getElementById(id);
 const WAIT_MS = 10000; // for a first message after the conversation began
+const UNREACHABLE = "The server cannot be reached. Is it running, and is the network there?";
 let talk = null;
 $("token").value = new URLSearchParams(location.hash.slice(1)).get("token") || "";
 
@@ -28,13 +29,14 @@ async function microphone() {
   if (!navigator.mediaDevices || !window.AudioWorkletNode) {
     throw new Error("This page needs https, or to be opened on the machine that serves it: browsers give no microphone otherwise.");
   }
-  const sound = { noiseSuppression: true, autoGainControl: true };
+  const ask = (echoCancellation) =>
+    navigator.mediaDevices.getUserMedia({ audio: { noiseSuppression: true, autoGainControl: true, echoCancellation } });
   try {
-    return await navigator.mediaDevices.getUserMedia({ audio: { ...sound, echoCancellation: { exact: "all" } } });
+    return await ask({ exact: "all" }).catch((error) => (error.name === "OverconstrainedError" ? ask(true) : Promise.reject(error)));
   } catch (error) {
     if (error.name === "NotAllowedError") throw new Error("The microphone was refused. Allow it in the browser's settings for this page, then press Talk.");
     if (error.name === "NotFoundError") throw new Error("No microphone was found. Connect one, then press Talk.");
-    return navigator.mediaDevices.getUserMedia({ audio: { ...sound, echoCancellation: true } });
+    throw new Error(`The microphone cannot be used: ${error.message}`);
   }
 }
 
@@ -50,7 +52,7 @@ class Talk {
     this.context = new AudioContext();
     this.stream = await microphone();
     if (this.over) return this.close();
-    await this.context.audioWorklet.addModule("worklet.js");
+    await this.context.audioWorklet.addModule("worklet.js").catch(() => Promise.reject(new Error(UNREACHABLE)));
     this.source = this.context.createMediaStreamSource(this.stream);
     this.ears = new AudioWorkletNode(this.context, "microphone", { numberOfOutputs: 0 });
     this.voice = new AudioWorkletNode(this.context, "speaker", { numberOfInputs: 0, outputChannelCount: [1] });
@@ -192,7 +194,7 @@ class Talk {
   }
 
   async refused() {
-    let words = "The server cannot be reached. Is it running, and is the network there?";
+    let words = UNREACHABLE;
     try {
       const health = await (await fetch("health")).json();
       if (health.status === "draining") words = "The server is about to end and lets nobody in.";
