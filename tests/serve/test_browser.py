@@ -348,6 +348,7 @@ def test_firefox(tmp_path):
             entries = [event["params"] for event in bidi.events if event.get("method") == "log.entryAdded"]
             assert [entry["text"] for entry in entries if entry["level"] == "error"] == []
             await bidi("browser.close")
+            await ws.close()
 
     with served(lambda: EchoBatch(1)) as (_, address), firefox(tmp_path) as port:
         asyncio.run(asyncio.wait_for(scene(port, address), 120))
