@@ -43,6 +43,9 @@ class EchoBatch:
         self.most = max(self.most, len(self.rows))
         return row
 
+    def fill_context(self):
+        pass
+
     def leave(self, row):
         self.rows.remove(row)
 

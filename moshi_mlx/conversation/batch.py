@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
+from ..inputs import spelled_out
 from ..models.layers.transformer import grow
-from ..models.moshi import MoshiForConditionalGeneration
-from ..models.sampling import RowSampling, Sampling
+from ..models.moshi import Moshi
+from ..models.sampling import RowSampling, SamplingSettings
 from ..models.state import State, flatten, where
+from ..terminal.progress import steps
 from . import duplex, rows
-from .duplex import AUDIO, TEXT, DuplexSampling
-from .session import FIRST_CAPACITY, Frame, bound_memory
+from .duplex import DuplexSampling
+from .session import Frame, bound_memory, capacities, checked_context
+from .speech import SpeechDetector
 from .text import TextDecoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Sound is within [-1, 1]; what is louder than this is cut, so that no row can fill its state with infinities.
 LOUDEST = 100.0
@@ -25,8 +31,10 @@ LOUDEST = 100.0
 class Row:
     """One conversation of a batch, from `Batch.join` until `Batch.leave`. It says nothing about its place."""
 
-    def __init__(self, place: int, seed: int, sampling: DuplexSampling, text_of: TextDecoder) -> None:
-        self._place, self._seed, self.sampling, self._text_of = place, seed, sampling, text_of
+    def __init__(
+        self, place: int, seed: int, sampling: DuplexSampling, text_of: TextDecoder, speech: SpeechDetector
+    ) -> None:
+        self._place, self._seed, self.sampling, self._text_of, self._speech = place, seed, sampling, text_of, speech
         self._pending_text = ""
         self.positions = 0
         """Frames so far, the priming one included: 0 until it is primed."""
@@ -52,27 +60,29 @@ class Batch:
 
     def __init__(
         self,
-        model: MoshiForConditionalGeneration,
+        model: Moshi,
         slots: int,
         *,
         kv_bits: int | None = None,
-        capacity: int | None = None,
+        context: int | None = None,
+        progress: bool = True,
     ) -> None:
-        """`capacity`: cache slots to begin with, by default few, growing to the context. Raises InputError."""
-        if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
+        """kv_bits, context and progress are those of `Session`. Raises InputError."""
+        if not isinstance(slots, (int, np.integer)) or isinstance(slots, bool) or slots < 1:
             raise InputError(f"slots: got {slots!r}, expected a whole number from 1")
         config = model.config.audio_encoder_config
-        self.slots, self.sample_rate, self.frame_size = slots, config.sampling_rate, config.frame_size
+        self.slots, self.sample_rate, self.frame_size = int(slots), config.sampling_rate, config.frame_size
+        self.context = checked_context(context, model.config.sliding_window)
+        """The most frames that a row remembers."""
         self._model, self._kv_bits = model, kv_bits
-        self._context = model.config.sliding_window
-        self._first_capacity = min(capacity or FIRST_CAPACITY, self._context)
+        self._capacities = capacities(self.context, model.config.head_width, kv_bits)
         self._rows: dict[int, Row] = {}
         self._unfit: set[int] = set()  # places whose rings hold infinities
         self._steps: dict[tuple[int, int], Any] = {}
         self._state: State = None
         bound_memory()
         self._begin()
-        self._trace_ahead()
+        self._build_kernels(progress)
 
     # Who is there
 
@@ -86,15 +96,16 @@ class Batch:
         """How many more can join."""
         return self.slots - len(self._rows)
 
-    def join(self, seed: int = 0, **settings: Any) -> Row:
-        """A new conversation, with the settings of `Session`: temperature, top_k, text_temperature, ...
+    @spelled_out(SamplingSettings)
+    def join(self, seed: int = 0, **settings: Unpack[SamplingSettings]) -> Row:
+        """A new conversation, drawn as a session of that seed and those settings is (see `Session`).
 
         The next step primes it, in passing; given sound in that very step, it is primed by one step more before.
         A top_k of 0 or above 512 compiles another step, which takes a moment. Raises InputError where there is no free
-        slot, and for a setting that is unknown or out of range.
+        slot and for a setting out of range, TypeError for one that does not exist.
         """
-        sampling = sampling_of({**self._model.sampling_defaults, **settings})
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        sampling = self._sampling(settings)
+        if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**64:
             raise InputError(f"seed: got {seed!r}, expected a whole number from 0 to 2**64 - 1")
         if not self.free:
             raise InputError(f"join: all {self.slots} slots are taken; let one leave first, or make a larger batch")
@@ -102,7 +113,8 @@ class Batch:
             self._begin()
         place = min(set(range(self.slots)) - set(self._rows))
         text_of = TextDecoder(self._model.tokenizer, self._model.config.silent_text_tokens)
-        row = self._rows[place] = Row(place, seed, sampling, text_of)
+        speech = SpeechDetector(self.frame_size / self.sample_rate)
+        row = self._rows[place] = Row(place, int(seed), sampling, text_of, speech)
         if place in self._unfit:
             self._clear(place)
         return row
@@ -111,10 +123,15 @@ class Batch:
         """Ends a conversation; its slot is free. Raises InputError where the row has left already."""
         del self._rows[self._place(row)]
 
-    def change(self, row: Row, **settings: Any) -> None:
-        """Other sampling settings from the next step on; what is not named goes back to its default."""
+    @spelled_out(SamplingSettings)
+    def change(self, row: Row, **settings: Unpack[SamplingSettings]) -> None:
+        """Other settings from the next step on; what is not named is the default again. Raises as `join`."""
         self._place(row)
-        row.sampling = sampling_of({**self._model.sampling_defaults, **settings})
+        row.sampling = self._sampling(settings)
+
+    def _sampling(self, settings: Any) -> DuplexSampling:
+        said: Any = {**self._model.sampling_defaults, **settings}
+        return DuplexSampling.of(said)
 
     # Steps
 
@@ -135,19 +152,22 @@ class Batch:
         takes_part = [*given, *priming]
         if not takes_part:
             return {}
-        if any(row.positions == self._capacity for row in self._rows.values()) and self._capacity < self._context:
+        if any(row.positions == self._capacity for row in self._rows.values()) and self._capacity < self.context:
             self._grow()
         sound = np.zeros((self.slots, self.frame_size), np.float32)
         for row, pcm in given.items():
             sound[row._place] = pcm
-        text, audio = self._sampling_rows()
-        step = self._compiled(text.most, audio.most)
-        parts = self._parts(given, takes_part)
-        reply, finite, self._state = step(mx.array(sound), self._state, parts, text.values, audio.values)
-        mx.eval(reply, finite, self._state)
-        values = [np.array(part) for part in (*reply, finite)]
+        values = self._evaluate(sound, self._parts(given, takes_part))
         self._unfit |= {row._place for row in takes_part if not values[-1][row._place]}
         return self._frames(given, takes_part, values[:-1])
+
+    def _evaluate(self, sound: np.ndarray, parts: list[mx.array]) -> list[np.ndarray]:
+        """A step of the state: what it replied, and whether each row is finite."""
+        text, audio = self._sampling_rows()
+        step = self._compiled(text.most, audio.most)
+        reply, finite, self._state = step(mx.array(sound), self._state, parts, text.values, audio.values)
+        mx.eval(reply, finite, self._state)
+        return [np.array(part) for part in (*reply, finite)]
 
     def _parts(self, given: Mapping[Row, Any], takes_part: list[Row]) -> list[mx.array]:
         """The arrays of `rows.Parts`."""
@@ -166,10 +186,9 @@ class Batch:
             text, row._pending_text = row._pending_text + row._text_of(int(token)), ""
             if row not in given:  # priming samples a text token before there is a frame to hand it out with
                 row._pending_text = text
-            elif ready:
-                frames[row] = Frame(np.array(sound), text, int(token), np.array(codes))
             else:
-                frames[row] = Frame(None, text, int(token), None)
+                pcm, column = (np.array(sound), np.array(codes)) if ready else (None, None)
+                frames[row] = Frame(pcm, text, int(token), column, row._speech(pcm))
         return frames
 
     def _sampling_rows(self) -> tuple[RowSampling, RowSampling]:
@@ -195,27 +214,38 @@ class Batch:
     # The state
 
     def _begin(self) -> None:
-        """Nobody is there: small caches again."""
-        self._capacity = self._first_capacity
+        """Nobody is there: the first caches again."""
+        self._capacity = self._capacities[0]
         self._state = None  # freed before its successor is made
         self._state = duplex.init_state(self._model, [0] * self.slots, self._capacity, self._kv_bits)
         self._unfit.clear()
 
     def _grow(self) -> None:
-        self._capacity = min(2 * self._capacity, self._context)
+        self._capacity = self._capacities[self._capacities.index(self._capacity) + 1]
         self._state["temporal"] = grow(self._state["temporal"], self._capacity)
 
-    def _trace_ahead(self) -> None:
-        """Trace the step for every cache size to come (nothing is computed), so that no frame waits for it later."""
-        capacity = self._capacity
-        text, audio = self._sampling_rows()
-        step = self._compiled(text.most, audio.most)
-        while True:
-            state = duplex.init_state(self._model, [0] * self.slots, capacity, self._kv_bits)
-            step(mx.zeros((self.slots, self.frame_size)), state, self._parts({}, []), text.values, audio.values)
-            if capacity == self._context:
-                return
-            capacity = min(2 * capacity, self._context)
+    def _build_kernels(self, progress: bool) -> None:
+        """Take a step with every size of cache that there will be, so that no frame waits for its compilation."""
+        with steps("compiling", len(self._capacities), progress) as built:
+            for capacity in self._capacities:
+                if capacity > self._capacity:
+                    self._grow()
+                self._evaluate(np.zeros((self.slots, self.frame_size), np.float32), self._parts({}, []))
+                built(1)
+        self._begin()
+
+    def fill_context(self) -> None:
+        """Go to where every row's whole context is full (of nothing): what a step costs from there on. For measuring.
+
+        It lasts until nobody is left and somebody joins.
+        """
+        while self._capacity < self.context:
+            self._grow()
+        offset = mx.full((self.slots,), self.context, mx.int32)
+        self._state |= {"offset": offset, "temporal": self._state["temporal"] | {"offset": offset}}
+        mx.eval(self._state)
+        for row in self._rows.values():
+            row.positions = self.context
 
     def _clear(self, place: int) -> None:
         """Empty the rings of a slot. Nothing else needs it: only infinities reach through a mask."""
@@ -242,22 +272,6 @@ class Batch:
         finite = np.isfinite(sound)
         row.nonfinite_samples += int(sound.size - finite.sum())
         return np.clip(np.where(finite, sound, 0), -LOUDEST, LOUDEST).astype(np.float32)
-
-
-def sampling_of(settings: Mapping[str, Any]) -> DuplexSampling:
-    """temperature, top_k, top_p, min_p of the sound, the same with `text_` before them of the text. InputError."""
-    return DuplexSampling(*sides_of(settings))
-
-
-def sides_of(settings: Mapping[str, Any]) -> tuple[Sampling, Sampling]:
-    """The same as how text and sound are drawn. Raises InputError for a setting that is unknown or out of range."""
-    values: dict[str, Any] = {f"text_{name}": value for name, value in vars(TEXT).items()} | vars(AUDIO)
-    unknown = sorted(set(settings) - set(values))
-    if unknown:
-        raise InputError(f"{unknown[0]}: no setting of a conversation; expected one of {', '.join(values)}")
-    values |= settings
-    text, audio = (Sampling(**{name: values[side + name] for name in vars(AUDIO)}) for side in ("text_", ""))
-    return text, audio
 
 
 def state_bytes(batch: Batch) -> int:

@@ -11,7 +11,7 @@ codebooks of an index are known is p - max delay: that column is the reply.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from ..models.config import MoshiConfig
 from ..models.moshi import Moshi
 from ..models.sampling import MOSHI, RowSampling, Sampling, SamplingSettings, noise, sample
 from ..models.state import State, flatten, keep_paused, unflatten
+
 
 @dataclass(frozen=True)
 class DuplexSampling:

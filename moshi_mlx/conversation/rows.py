@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from ..models.moshi import MoshiForConditionalGeneration
+from ..models.moshi import Moshi
 from ..models.state import State, keep_paused
 from . import duplex
 from .duplex import DuplexSampling, Reply
@@ -28,7 +28,7 @@ class Parts(NamedTuple):
 
 
 def step(
-    model: MoshiForConditionalGeneration, sound: mx.array, state: State, parts: Parts, sampling: DuplexSampling
+    model: Moshi, sound: mx.array, state: State, parts: Parts, sampling: DuplexSampling
 ) -> tuple[Reply, mx.array, State]:
     """sound float [B, frame_size] -> the reply, whether each row is finite (bool [B]), state.
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..conversation.batch import Batch
 from ..errors import ConfigError, InputError, MoshiError
+from ..terminal.version import VERSION, install
 from . import options
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -27,8 +28,7 @@ def make_batch(arguments: argparse.Namespace, say: Callable[[str], None]) -> Bat
     """Loads the model and finds how many conversations it is to hold. Called on the model's thread."""
     import mlx.core as mx
 
-    import moshi_mlx
-
+    from ..huggingface.loading import load
     from ..machine import preflight
     from . import capacity
 
@@ -36,16 +36,16 @@ def make_batch(arguments: argparse.Namespace, say: Callable[[str], None]) -> Bat
     given: dict[str, Any] = {"adapter": arguments.adapter} if arguments.adapter else {}
     if mx.default_device() == mx.Device(mx.cpu):  # which computes it ten times as fast
         given["dtype"] = mx.float32
-    model = moshi_mlx.load(arguments.model, **given)
+    model = load(arguments.model, **given)
     say(preflight.report(model, arguments.kv_bits))
     _check_frames(arguments.model, model.config.audio_encoder_config)
 
     def sized(slots: int) -> Batch:
-        return model.batch(slots, kv_bits=arguments.kv_bits, capacity=model.config.sliding_window)
+        return model.batch(slots, kv_bits=arguments.kv_bits, context=arguments.context)
 
     if arguments.slots == "auto":
         return capacity.largest(sized, say)
-    batch = model.batch(arguments.slots, kv_bits=arguments.kv_bits)
+    batch = sized(arguments.slots)
     seconds = capacity.step_seconds(batch)
     slow = "" if seconds < capacity.BUDGET else "; too slow to keep real time with everybody talking"
     say(f"{batch.slots} at once: {1000 * seconds:.0f} ms a step of 80{slow}")
@@ -73,7 +73,7 @@ async def serve(arguments: argparse.Namespace, opened: Callable[[str], None] = l
     context = tls(arguments.ssl) if arguments.ssl else None
     guard = Guard(arguments.host, arguments.token, tuple(arguments.origin))
     rules = Rules(arguments.queue, arguments.max_minutes, arguments.drain)
-    house = House(lambda: make_batch(arguments, log.info), guard, rules, _short(arguments.model), _version(), log)
+    house = House(lambda: make_batch(arguments, log.info), guard, rules, _short(arguments.model), VERSION, log)
     _on_signals(house)
     listener = Listener(house)
     try:
@@ -116,12 +116,6 @@ def _short(model: str) -> str:
     return Path(model).name
 
 
-def _version() -> str:
-    import moshi_mlx
-
-    return moshi_mlx.__version__
-
-
 def run(arguments: argparse.Namespace, program: str, opened: Callable[[str], None] = lambda address: None) -> int:
     """Serves, and says what is wrong in one line."""
     try:
@@ -131,7 +125,7 @@ def run(arguments: argparse.Namespace, program: str, opened: Callable[[str], Non
             import prometheus_client  # noqa: F401
             import sphn  # noqa: F401
         except ImportError as error:
-            raise InputError(f"{error.name} is not installed; pip install 'moshi_mlx[serve]' brings it") from None
+            raise InputError(f"{error.name} is not installed: {install('serve')}") from None
         asyncio.run(serve(arguments, opened))
     except MoshiError as error:
         print(f"{program}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)

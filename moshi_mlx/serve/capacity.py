@@ -22,9 +22,9 @@ def largest(
     say: Callable[[str], None] = lambda line: None,
     now: Callable[[], float] = time.perf_counter,
 ) -> Batch:
-    """The batch of the largest size whose steps keep real time with caches as full as they get.
+    """The batch of the largest size whose steps keep real time with every context full.
 
-    `make(slots)` makes a batch with whole caches. Raises InputError where one conversation is too many.
+    `make(slots)` makes a batch. Raises InputError where one conversation is too many.
     """
     best, slowest = None, 0.0
     for slots in SIZES:
@@ -45,11 +45,12 @@ def largest(
 
 
 def step_seconds(batch: Batch, now: Callable[[], float] = time.perf_counter) -> float:
-    """What a step takes that all slots take part in: the slowest but one of FRAMES."""
+    """What a step takes that all slots take part in, each with its context full: the slowest but one of FRAMES."""
     rows = [batch.join(seed=i) for i in range(batch.slots)]
+    batch.fill_context()
     silence = np.zeros(batch.frame_size, np.float32)
     sounds: dict[Any, Any] = dict.fromkeys(rows, silence)
-    batch.step({})  # compiles, and primes
+    batch.step({})  # primes
     seconds = []
     for _ in range(FRAMES):
         began = now()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..conversation.batch import Batch, Row
 from ..conversation.session import Frame
+from ..models.sampling import SamplingSettings
 from .inbox import Inbox
 
 TICK = 0.08  # seconds
@@ -31,7 +32,7 @@ class Person(Protocol):
     @property
     def seed(self) -> int: ...
     @property
-    def settings(self) -> dict[str, float]: ...
+    def settings(self) -> SamplingSettings: ...
     @property
     def paused(self) -> bool: ...
 

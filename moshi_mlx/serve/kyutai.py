@@ -12,8 +12,8 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..conversation.batch import sides_of
 from ..errors import InputError
+from ..models.sampling import MOSHI, Sampling, SamplingSettings
 
 
 class Kind(enum.IntEnum):
@@ -57,7 +57,7 @@ class Ask(NamedTuple):
     """What a person asks for with the address."""
 
     seed: int
-    settings: dict[str, float]
+    settings: SamplingSettings
     max_frames: int | None  # that the conversation lasts
     pcm_rate: int | None  # sound is 16-bit samples of this rate instead of Opus
 
@@ -118,13 +118,19 @@ def ask(query: Mapping[str, str]) -> Ask:
 
     Kyutai's page has two seeds: together they are one number, the text's above the sound's.
     """
-    settings = {ours: _number(query, name, "_k" in ours) for name, ours in SETTINGS.items() if query.get(name)}
+    settings: Any = {ours: _number(query, name, "_k" in ours) for name, ours in SETTINGS.items() if query.get(name)}
     for name, ours in SETTINGS.items():
         if "_k" in ours and ours in settings and not 1 <= settings[ours] <= TOP_K:
             raise InputError(f"{name}: got {settings[ours]}, expected 1 to {TOP_K}")
     sides_of(settings)
     frames = int(_number(query, "max_steps", True)) if query.get("max_steps") else None
     return Ask(_seed(query), settings, frames, _pcm_rate(query))
+
+
+def sides_of(settings: SamplingSettings) -> tuple[Sampling, Sampling]:
+    """How text and sound are drawn. Raises InputError for a setting out of range."""
+    values = {**MOSHI, **settings}
+    return Sampling.of(values, "text_"), Sampling.of(values)
 
 
 def _pcm_rate(query: Mapping[str, str]) -> int | None:

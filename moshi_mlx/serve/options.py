@@ -15,7 +15,6 @@ from .logs import FORMATS
 
 PROGRAM = "moshi_mlx.serve"
 HUB_SUFFIXES = {4: "q4", 8: "q8", 16: "bf16"}
-MINIATURE = Path(__file__).parents[1] / "assets" / "miniature"
 PORT = 8998  # Kyutai's
 
 EPILOG = """\
@@ -29,8 +28,10 @@ exit status: 0 when it was told to end, 2 on an error.
 
 
 def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+    """Of the server, or of another command that is one."""
     made = Parser(
         f"python -m {program}",
+        table=program.split(".")[1],
         description="Serve Moshi to browsers and programs, many conversations at once.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -48,6 +49,12 @@ def _model_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--adapter", metavar="FOLDER_OR_HUB_ID", help="LoRA folder, file or hub id")
     made.add_argument("-q", "--quantized", type=int, choices=HUB_SUFFIXES, default=4, help="bits (default: 4)")
     made.add_argument("--voice", choices=("moshiko", "moshika"), default="moshiko", help="default: moshiko")
+    made.add_argument(
+        "--context",
+        type=_context,
+        metavar="N",
+        help="frames of 80 ms that Moshi remembers (default: the model's, 3000)",
+    )
     made.add_argument("--kv-bits", type=int, choices=(8,), help="keep the attention caches in 8 bits")
 
 
@@ -91,8 +98,6 @@ def parse(argv: Sequence[str] | None = None, made: argparse.ArgumentParser | Non
         made.error("--token: got nothing, expected a secret")
     if arguments.model is None:
         arguments.model = f"kyutai/{arguments.voice}-mlx-{HUB_SUFFIXES[arguments.quantized]}"
-    elif arguments.model == "miniature":
-        arguments.model = str(MINIATURE)
     return arguments
 
 
@@ -101,6 +106,12 @@ def _slots(text: str) -> int | str:
         return text
     if not text.isdecimal() or not 1 <= int(text) <= 1024:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected auto or a whole number from 1")
+    return int(text)
+
+
+def _context(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1")
     return int(text)
 
 

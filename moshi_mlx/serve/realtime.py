@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..conversation.batch import sides_of
 from ..conversation.session import Frame
 from ..errors import InputError
+from ..models.sampling import MOSHI, Sampling, SamplingSettings
 
 RATE = 24_000  # Hz, the only one of the protocol
 SILENT_FRAMES = 8
@@ -39,8 +39,7 @@ UNSUPPORTED = {
     "conversation.item.truncate": "what was said cannot be unsaid",
     "response.create": "Moshi speaks when it wants to",
 }
-# OpenAI's own code for a response asked for while there is one, which Moshi's never ends; Pipecat goes on after this one
-# alone.
+# OpenAI's own code for a response asked for while there is one, as there always is here. Pipecat ends after any other.
 CODES = {"response.create": "conversation_already_has_active_response"}
 # Settings of session.update that mean something here; the first two are an extension.
 SETTINGS = ("temperature", "seed")
@@ -98,10 +97,12 @@ def _sound(text: Any) -> np.ndarray:
     return np.frombuffer(data, "<i2").astype(np.float32) / 32768
 
 
-def settings_of(session: Mapping[str, Any]) -> tuple[dict[str, float], int | None]:
+def settings_of(session: Mapping[str, Any]) -> tuple[SamplingSettings, int | None]:
     """Of session.update: sampling settings and a seed, where it has them. Raises InputError."""
-    settings = {"temperature": session["temperature"]} if session.get("temperature") is not None else {}
-    sides_of(settings)
+    settings: SamplingSettings = {}
+    if session.get("temperature") is not None:
+        settings["temperature"] = session["temperature"]
+        Sampling.of({**MOSHI, **settings})
     seed = session.get("seed")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64):
         raise InputError(f"seed: got {seed!r}, expected a whole number from 0 to 2**64 - 1")
@@ -115,7 +116,7 @@ class Projection:
         self._model = model
         self._count = itertools.count(1)
         self._conversation = "conv_1"
-        self._settings: dict[str, float] = {}
+        self._settings: SamplingSettings = {}
         self._response: str | None = None
         self._item = ""
         self._said: list[str] = []
@@ -127,7 +128,7 @@ class Projection:
     def created(self) -> Event:
         return self._event("session.created", session=self._session())
 
-    def updated(self, settings: Mapping[str, float]) -> Event:
+    def updated(self, settings: SamplingSettings) -> Event:
         self._settings |= settings
         return self._event("session.updated", session=self._session())
 

@@ -13,6 +13,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from ..conversation.session import Frame
 from ..errors import InputError
+from ..models.sampling import SamplingSettings
 from .doors import Closed, Place
 from .engine import Said
 from .inbox import Inbox
@@ -48,7 +49,7 @@ class Talk(ABC):
         self.house = house
         self.inbox = Inbox(house.frame_size, house.sample_rate, self.limit, self.catch_up)
         self.seed = 0
-        self.settings: dict[str, float] = {}
+        self.settings: SamplingSettings = {}
         self.paused = False
         self.max_frames: int | None = None
         self.frames = 0

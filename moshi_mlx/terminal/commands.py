@@ -4,6 +4,8 @@ COMMANDS = {
     "local": "talk with Moshi in this terminal, or let it answer a sound file",
     "convert": "convert, quantize, inspect and compare checkpoints",
     "doctor": "find out whether this machine can talk with Moshi, with a report to paste into an issue",
+    "serve": "serve Moshi to browsers and programs, many conversations at once",
+    "local_web": "talk with Moshi in this machine's browser",
     "models": "list, fetch and remove the models on this disk",
     "train": "fine-tune on recorded conversations",
 }

@@ -23,7 +23,7 @@ from serving_processes import free_port
 from serving_processes import wait_for as wait_until
 
 import moshi_mlx
-from moshi_mlx.serve.options import MINIATURE
+from moshi_mlx.checkpoints.names import MINIATURE_FOLDER as MINIATURE
 
 CHROMIUM = shutil.which("chromium")
 FIREFOX = shutil.which("firefox-esr")

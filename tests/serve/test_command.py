@@ -39,7 +39,7 @@ def test_defaults_and_names(monkeypatch):
     assert (plain.model, plain.slots, plain.host, plain.port, plain.token) == (
         "kyutai/moshiko-mlx-q4", "auto", "127.0.0.1", 8998, None)  # fmt: skip
     assert options.parse(["-q", "8", "--voice", "moshika"]).model == "kyutai/moshika-mlx-q8"
-    assert options.parse(["--model", "miniature"]).model == str(options.MINIATURE)
+    assert options.parse(["--model", "miniature"]).model == "miniature"
 
 
 def test_another_address_wants_a_token(monkeypatch, capsys):
@@ -150,7 +150,7 @@ def test_what_is_wrong_is_one_line(flags, words, capsys):
 def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "sphn", None)
     assert command.main(["--model", "miniature"]) == 2
-    assert "sphn is not installed; pip install 'moshi_mlx[serve]'" in capsys.readouterr().err
+    assert "sphn is not installed: pip install 'moshi-duplex[serve]'" in capsys.readouterr().err
 
 
 def test_local_web_is_one_slot_and_opens_the_page(monkeypatch):

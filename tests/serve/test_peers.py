@@ -18,7 +18,7 @@ import soundfile
 from serving import SIZE, open_house, run
 
 import moshi_mlx
-from moshi_mlx.serve.options import MINIATURE
+from moshi_mlx.checkpoints.names import MINIATURE_FOLDER as MINIATURE
 
 WORDS, FRAMES = "five", 110
 pytestmark = pytest.mark.filterwarnings("ignore")  # their own
