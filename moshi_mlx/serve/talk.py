@@ -120,9 +120,9 @@ class Talk(ABC):
         """Says why and closes, but waits for nobody who does not answer."""
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self._say_and_close(end), CLOSE_SECONDS)
-        # A peer in the middle of a message too large for us would go on sending it to nobody.
-        if request.transport is not None and (not self.ws.closed or self.ws.exception() is not None):
-            request.transport.abort()
+        # Who is in the middle of a message too large for us, or does not read, would go on with it to nobody.
+        if request.transport is not None:
+            asyncio.get_running_loop().call_later(CLOSE_SECONDS, request.transport.abort)
 
     async def _say_and_close(self, end: End) -> None:
         if not self.ws.closed:

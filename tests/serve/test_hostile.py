@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+from pathlib import Path
 
 import aiohttp
 import numpy as np
@@ -62,12 +63,41 @@ async def large(ws):
     await ws.send_bytes(b"\x01" + bytes(5 * 2**20))
 
 
-async def huge(ws):
-    await ws.send_bytes(b"\x01" + bytes(64 * 2**20))
-
-
 # Who is still sending when it is closed may miss the reason: the connection is reset.
 TOO_BIG, TOO_MUCH = (1009, 1006), (1008, 1006)
+
+
+def send_64_mb(address, path):
+    """On a thread: a websocket's header that announces 64 MB, and all of them."""
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as peer:
+        key = base64.b64encode(bytes(16)).decode()
+        peer.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
+        )
+        assert b" 101 " in peer.recv(4096)
+        with contextlib.suppress(ConnectionError):
+            peer.sendall(b"\x82\xff" + (64 * 2**20).to_bytes(8, "big") + bytes(4))  # a mask of zeros changes nothing
+            for _ in range(64):
+                peer.sendall(bytes(2**20))
+            while peer.recv(4096):
+                pass
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/realtime"])
+def test_64_mb_are_not_taken(path):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    async def scene():
+        async with open_house(slots=3) as (house, address), witness(house, address):
+            before = resident()
+            await asyncio.wait_for(asyncio.to_thread(send_64_mb, address, path), 20)
+            await until(lambda: len(house.talks) == 1)
+            assert resident() - before < 32 * 2**20
+
+    run(scene())
 
 
 async def flood(ws):
@@ -86,7 +116,6 @@ async def flood(ws):
         (text_frame, (1003,), "text message"),
         (empty, (1008,), "no byte"),
         (large, TOO_BIG, None),
-        (huge, TOO_BIG, None),
         (flood, TOO_MUCH, "ahead of time"),
     ],
 )
@@ -114,7 +143,7 @@ async def ten_minutes(ws):
 
 @pytest.mark.parametrize(
     ("act", "code", "reason"),
-    [(binary_frame, (1003,), "binary message"), (huge, TOO_BIG, None), (ten_minutes, TOO_MUCH, "ahead of time")],
+    [(binary_frame, (1003,), "binary message"), (large, TOO_BIG, None), (ten_minutes, TOO_MUCH, "ahead of time")],
 )  # fmt: skip
 def test_realtime_peers_too(act, code, reason):
     async def scene():
