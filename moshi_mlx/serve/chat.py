@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,9 +81,7 @@ class Chat(Talk):
         if frame.text:
             await self.ws.send_bytes(kyutai.text(frame.text))
         sound = np.zeros(self.house.frame_size, np.float32) if frame.pcm is None else frame.pcm
-        loop = asyncio.get_running_loop()
-        encoded = await loop.run_in_executor(self.house.encoders, self._coder.write, sound)
-        await self.ws.send_bytes(kyutai.audio(encoded))
+        await self.ws.send_bytes(kyutai.audio(self._coder.write(sound)))
 
     async def say_why(self, end: End) -> None:
         if end.label not in ("left", "gone"):

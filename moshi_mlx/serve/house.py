@@ -7,7 +7,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from aiohttp import WSCloseCode, web
@@ -19,7 +18,6 @@ from .figures import Figures
 from .guard import Guard
 from .talk import End, Talk
 
-ENCODERS = 4  # threads
 RETRY_SECONDS = 5
 WATCH_SECONDS = 1.0
 
@@ -52,7 +50,6 @@ class House:
         self.figures = Figures()
         self.doors = Doors(0, self.rules.queue)
         self.talks: set[Talk] = set()
-        self.encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="opus")
         self.failure: BaseException | None = None
         self.over = asyncio.Event()
         """Set when the server is to end."""
@@ -82,7 +79,6 @@ class House:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
         await self._loop.run_in_executor(None, self.engine.stop)
-        self.encoders.shutdown()
 
     async def drain(self) -> None:
         """Lets nobody in any more, and waits until all have left or the time for it is over."""

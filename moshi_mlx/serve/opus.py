@@ -1,8 +1,8 @@
 """Opus in Ogg, as websockets carry it: sound to pages as it comes, pages cut anywhere back to sound.
 
-sphn (Kyutai's, which their clients use) reads. It writes as well, but holds Python's lock while it does: with eight
-people the last one's sound would wait for seven others. PyAV encodes without the lock; putting packets into pages
-(RFC 3533, RFC 7845) is a handful of bytes.
+sphn (Kyutai's, which their clients use) reads. It writes as well, with an effort that cannot be set: several times what
+PyAV takes, and with eight people the last one's sound would wait for seven others. Putting packets into pages (RFC
+3533, RFC 7845) is a handful of bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ..errors import InputError
 
 BIT_RATE = 32_000
 PACKET_SECONDS = 0.04
-# Of the encoder's effort, 0 to 10: above 3 it takes four times as long, which speech at this rate does not repay.
+# Of the encoder's effort, 0 to 10. Above 3, and for the application "voip", a frame takes four times as long, which
+# speech at this rate does not repay: 0.2 ms on an x86 core is little enough to be done on the event loop.
 COMPLEXITY = 3
 FIRST, LAST = 2, 4  # what a page's header says of its place in the stream
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -38,7 +39,7 @@ class Writer:
         self._codec.time_base = fractions.Fraction(1, rate)
         milliseconds = round(1000 * PACKET_SECONDS)
         self._codec.options = {
-            "application": "voip", "frame_duration": str(milliseconds), "compression_level": str(COMPLEXITY),
+            "application": "audio", "frame_duration": str(milliseconds), "compression_level": str(COMPLEXITY),
         }  # fmt: skip
         self._packet = round(rate * PACKET_SECONDS)
         self._samples = self._page = 0
