@@ -104,7 +104,7 @@ class Session:
         self.nonfinite_samples = 0
         """Samples that were NaN, infinite or a million times too loud, and were replaced by silence, so far."""
         self._model, self._seed, self._sampling, self._kv_bits = model, seed, sampling, kv_bits
-        self.context = _checked_context(context, model.config.sliding_window)
+        self.context = checked_context(context, model.config.sliding_window)
         """The most frames that are remembered."""
         self._capacities = capacities(self.context, model.config.head_width, kv_bits)
         mimi, after_codes = model.audio_encoder, duplex.step_codes if on_text is None else duplex.hear_codes
@@ -318,7 +318,7 @@ def capacities(context: int, head_dim: int, kv_bits: int | None = None) -> list[
     return sizes
 
 
-def _checked_context(context: int | None, most: int) -> int:
+def checked_context(context: int | None, most: int) -> int:
     if context is None:
         return most
     if not isinstance(context, (int, np.integer)) or isinstance(context, bool) or not 1 <= context <= most:

@@ -10,6 +10,7 @@ import mlx.core as mx
 from .. import inputs
 from ..conversation import prompt as prompts
 from ..conversation.asynchronous import WAITING, AsyncConversation
+from ..conversation.batch import Batch
 from ..conversation.prompt import Prefilled
 from ..conversation.session import Session, SessionSettings
 from ..errors import InputError
@@ -105,6 +106,12 @@ class MoshiForConditionalGeneration(Methods, Moshi):
         """
         given: Any = {"voice": voice, "persona": persona, "prompt": prompt, **settings}
         return AsyncConversation(lambda: self.session(seed, **given), waiting)
+
+    def batch(
+        self, slots: int, *, kv_bits: int | None = None, context: int | None = None, progress: bool = True
+    ) -> Batch:
+        """Up to `slots` conversations in one step; see `Batch`. Raises InputError."""
+        return Batch(self, slots, kv_bits=kv_bits, context=context, progress=progress)
 
     def get_unconditional_inputs(self, num_samples: int = 1) -> UnconditionalInput:
         """Initial tokens alone, the start of a conversation without a prompt: `generate(**inputs)`."""
