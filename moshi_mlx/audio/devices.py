@@ -5,6 +5,7 @@ PortAudio's own threads call back. All else (resampling, echo, dropping) happens
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +41,8 @@ class _End:
     def __init__(self, sample_rate: int, frame_size: int, device: str | None, device_rate: int | None) -> None:
         self.sample_rate, self.frame_size = sample_rate, frame_size
         self._wanted, self._forced_rate = device, device_rate
+        self.chosen = device is not None
+        """Whether a person chose it: the system's default device may be followed, a chosen one stays."""
         self.note: Callable[[str, int], None] | None = None
         """Called in the callback with the direction and how many samples it moved; it must be quick."""
         self._open(device)
@@ -50,9 +53,15 @@ class _End:
         self._wanted = None if wanted is None else device.name  # numbers change when devices do
         rates = [self._forced_rate] if self._forced_rate else [self.sample_rate, int(device.rate)]
         self._began = self._called = 0.0
-        self._stream, self.rate = portaudio.open_stream(
-            self.direction, device, rates, self._on_block, lambda: self._ring_ends()
-        )
+        self._running = threading.Event()
+        self._ended_itself = ended = threading.Event()
+
+        def on_end() -> None:
+            """On macOS a stream whose device went away ends, and is called active for ever."""
+            ended.set()
+            self._ring_ends()
+
+        self._stream, self.rate = portaudio.open_stream(self.direction, device, rates, self._on_block, on_end)
         self._began = self._called = time.monotonic()
 
     def _on_block(self, data: Samples, frames: int, times: Any, status: Any) -> None:
@@ -61,13 +70,32 @@ class _End:
     def _ring_ends(self) -> None:
         raise NotImplementedError
 
+    def _note_call(self) -> None:
+        self._called = time.monotonic()
+        self._running.set()
+
+    def wait_running(self) -> bool:
+        """Waits for the first callback: by then a wireless headset has changed over to the rate of its microphone."""
+        return self._running.wait(FIRST_TIMEOUT)
+
+    @property
+    def device_latency(self) -> float:
+        """Seconds that the device itself says it takes."""
+        return float(self._stream.latency)
+
     @property
     def gone(self) -> bool:
         """It stopped, or has not called back for too long."""
-        if self._stream.closed or not self._stream.active:
+        if self._ended_itself.is_set() or self._stream.closed or not self._is_active():
             return True
         patience = TIMEOUT if self._called > self._began else FIRST_TIMEOUT
         return time.monotonic() - self._called > patience
+
+    def _is_active(self) -> bool:
+        try:
+            return bool(self._stream.active)
+        except Exception:  # PortAudio itself is gone
+            return False
 
     def reopen(self) -> None:
         """After `portaudio.look_again`: the same device, or else the default one. Raises AudioError."""
@@ -102,16 +130,17 @@ class Microphone(_End):
     ) -> None:
         self.overflows = 0  # times that sound was lost before the model thread took it
         self.block = 0  # the largest number of samples that came at once
+        self.clean = clean
         self._listening = self._ended = False
-        self._clean = clean
+        self._zeros = 0  # samples of the device in a row that were exactly zero
         self._arrived = Ring(int(RING_SECONDS * max(sample_rate, device_rate or 0, 48_000)))
         self._heard = Ring(int(2 * RING_SECONDS * sample_rate))  # at sample_rate
         super().__init__(sample_rate, frame_size, device, device_rate)
         self._resample = Resampler(self.rate, sample_rate)
 
     def _on_block(self, data: Samples, frames: int, times: Any, status: Any) -> None:
-        self._called = time.monotonic()
-        lost = self._arrived.push(data[:, 0])
+        self._note_call()
+        lost = self._arrived.push(data[:, 0] if data.shape[1] == 1 else data.mean(axis=1))
         if self._listening:
             self.block = max(self.block, frames)
             self.overflows += bool(lost or status.input_overflow)
@@ -123,13 +152,14 @@ class Microphone(_End):
 
     def reopen(self) -> None:
         self._arrived.clear()
-        self._listening = False
+        self._listening, self._zeros = False, 0
         super().reopen()
         self._resample = Resampler(self.rate, self.sample_rate)
 
     def end(self) -> None:
         """From any thread, and from a signal handler: `fill` returns False from now on."""
         self._ended = True
+        self._running.set()
         self._arrived.end()
 
     def fill(self) -> bool:
@@ -148,16 +178,24 @@ class Microphone(_End):
 
     def _missing(self) -> int:
         """How many samples to wait for. Echo is taken out as it comes, so that only the last block's is waited for."""
-        if self._clean:
+        if self.clean:
             return 1
         return max(1, (self.frame_size - self.backlog) * self.rate // self.sample_rate)
 
     def collect(self) -> None:
         """Takes over what the callback brought: everything but waiting happens here."""
         arrived = np.empty(self._arrived.filled, np.float32)
-        sound = self._resample(arrived[: self._arrived.pull(arrived)])
-        lost = self._heard.push(self._clean(sound) if self._clean else sound)
+        arrived = arrived[: self._arrived.pull(arrived)]
+        sounding = np.flatnonzero(arrived)
+        self._zeros = len(arrived) - 1 - int(sounding[-1]) if len(sounding) else self._zeros + len(arrived)
+        sound = self._resample(arrived)
+        lost = self._heard.push(self.clean(sound) if self.clean else sound)
         self.overflows += bool(lost)
+
+    @property
+    def dead_seconds(self) -> float:
+        """For how long it has given exact zeros, as a microphone does that is switched off, or not permitted."""
+        return self._zeros / self.rate
 
     @property
     def backlog(self) -> int:
@@ -201,6 +239,8 @@ class Speaker(_End):
         self.overflows = 0  # times that a reply found no room, or was left out
         self._starved = 0  # times that the device itself ran dry: its callback came too late
         self.left_out = 0.0  # seconds of it
+        self.volume = 1.0
+        """What is played is multiplied by it."""
         self._pace, self._tap, self._flushing = pace, tap, False
         self._capacity = int((PACED_SECONDS if pace else RING_SECONDS) * max(sample_rate, device_rate or 0))
         self._ring = Ring(self._capacity)
@@ -225,12 +265,13 @@ class Speaker(_End):
         self.playout, self._ring = playout, Ring(self._capacity)
 
     def _on_block(self, data: Samples, frames: int, times: Any, status: Any) -> None:
-        self._called = time.monotonic()
+        self._note_call()
         out, queued = data[:, 0], self._ring.filled
         self._starved += bool(status.output_underflow and not self.playout.waiting)
         wanted = min(frames, queued) if self._flushing else self.playout.play(frames, queued)
         filled = self._ring.pull(out[:wanted])
         self._fade_edges(out, filled)
+        data[:, 1:] = data[:, :1]
         if self._played is not None:
             self._played.push(out)
         if self.note:
@@ -292,7 +333,7 @@ class Speaker(_End):
     def write(self, pcm: Samples) -> None:
         """Queues a frame. Raises DeviceLost where the speaker plays no more."""
         self._flushing = False
-        sound = self._resample(pcm)
+        sound = self._resample(pcm if self.volume == 1.0 else np.clip(pcm * np.float32(self.volume), -1.0, 1.0))
         if self._pace:
             self._ring.wait_room(len(sound), TIMEOUT)
         if self.gone:
@@ -311,7 +352,7 @@ class Speaker(_End):
     def drain(self) -> None:
         """Silence is sent after the reply: when the device has taken it, the reply has left its buffers."""
         self._flushing = True  # from here on running empty is no drop
-        silence = np.zeros(int(self._stream.latency * self.rate) + int(0.08 * self.rate), np.float32)
+        silence = np.zeros(int(self.device_latency * self.rate) + int(0.08 * self.rate), np.float32)
         self._ring.wait_room(self._capacity, TIMEOUT)
         self._ring.push(silence)
         self._ring.wait_room(self._capacity, TIMEOUT)

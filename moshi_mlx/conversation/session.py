@@ -120,8 +120,9 @@ class Session:
         self.reset()
         self._build_kernels(progress)
 
-    def reset(self) -> None:
-        """Begin a new conversation, the same as a new session with this one's settings and seed."""
+    def reset(self, seed: int | None = None) -> None:
+        """Begin a new conversation, the same as a new session with this one's settings and `seed` (None: its own)."""
+        self._seed = self._seed if seed is None else seed
         self._state: State = None  # freed before its successor is made
         self._steps = 0
         self._speech.reset()

@@ -75,7 +75,10 @@ def _spoken(words: Iterable[tuple[Any, ...]], tokenizer: Any, frame_rate: float)
 
 
 class TextDecoder:
-    """What text tokens print, one by one: nothing for padding; bytes of a character wait for the rest of it."""
+    """What text tokens print, one by one: nothing for padding; bytes of a character wait for the rest of it.
+
+    Where that does not come, because another piece does, U+FFFD stands in its place, in order.
+    """
 
     def __init__(self, tokenizer: Any, silent_tokens: tuple[int, ...]) -> None:
         self._tokenizer, self._silent = tokenizer, silent_tokens
@@ -88,4 +91,4 @@ class TextDecoder:
         piece = tokenizer.id_to_piece(token)
         if tokenizer.is_byte(token):
             return self._bytes.decode(bytes([int(piece[3:-1], 16)]))
-        return piece.replace("\u2581", " ")
+        return self._bytes.decode(piece.replace("\u2581", " ").encode("utf-8", "replace"))
