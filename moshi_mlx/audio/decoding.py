@@ -45,8 +45,6 @@ def blocks_at(path: str | os.PathLike[str], sample_rate: int) -> tuple[int, Iter
     AudioError here. "-" is standard input.
     """
     decoded = _decode(path)
-    if not FILE_RATES[0] <= decoded.rate <= FILE_RATES[1]:
-        raise AudioError(f"{path}: sample rate {decoded.rate} Hz, expected {FILE_RATES[0]} to {FILE_RATES[1]} Hz")
     blocks = _resampled(decoded.blocks, decoded.rate, sample_rate)
     first = next(blocks, None)
     if first is None:
@@ -91,6 +89,11 @@ def _check_readable(path: str | os.PathLike[str]) -> None:
         raise AudioError(f"{path}: cannot be read: Permission denied")
 
 
+def _check_rate(path: str | os.PathLike[str], rate: int) -> None:
+    if not FILE_RATES[0] <= rate <= FILE_RATES[1]:
+        raise AudioError(f"{path}: has a sample rate of {rate} Hz, expected {FILE_RATES[0]} to {FILE_RATES[1]} Hz")
+
+
 def _by_libsndfile(path: str | os.PathLike[str], sound: soundfile.SoundFile) -> Decoded:
     """Block by block, so that neither many channels nor hours stand in memory."""
 
@@ -102,6 +105,10 @@ def _by_libsndfile(path: str | os.PathLike[str], sound: soundfile.SoundFile) -> 
             except soundfile.SoundFileError as error:
                 raise AudioError(f"{path}: cannot be decoded any further ({error})") from error
 
+    with contextlib.ExitStack() as failed:
+        failed.callback(sound.close)
+        _check_rate(path, sound.samplerate)
+        failed.pop_all()
     return Decoded(sound.samplerate, max(0, sound.frames) if sound.seekable() else 0, blocks())
 
 
@@ -110,14 +117,17 @@ def _by_ffmpeg(path: str | os.PathLike[str], file: bytes | io.BytesIO) -> Decode
         import av
     except ImportError:
         raise AudioError(f"{path}: {MISSING}") from None
-    try:
-        opened = open(file, "rb") if isinstance(file, bytes) else file  # noqa: SIM115
-        opened.seek(0)
-        container = av.open(opened)
-        stream = container.streams.audio[0]
-        rate = stream.codec_context.sample_rate
-    except (av.FFmpegError, OSError, IndexError, ValueError) as error:
-        raise AudioError(f"{path}: not a sound file that can be read ({_said(error)})") from error
+    with contextlib.ExitStack() as failed:
+        try:
+            opened = failed.enter_context(open(file, "rb") if isinstance(file, bytes) else file)  # noqa: SIM115
+            opened.seek(0)
+            container: Any = failed.enter_context(av.open(opened))
+            stream = container.streams.audio[0]
+            rate = stream.codec_context.sample_rate
+        except (av.FFmpegError, OSError, IndexError, ValueError) as error:
+            raise AudioError(f"{path}: not a sound file that can be read ({_said(error)})") from error
+        _check_rate(path, rate)
+        failed.pop_all()
     seconds = (container.duration or 0) / av.time_base
 
     def blocks() -> Iterator[Samples]:

@@ -43,9 +43,7 @@ class FileSource:
 
     latency = None
 
-    def __init__(
-        self, samples: Samples | Iterable[Samples], frame_size: int, tail: int = 0, expected: int = 0
-    ) -> None:
+    def __init__(self, samples: Samples | Iterable[Samples], frame_size: int, tail: int = 0, expected: int = 0) -> None:
         self.drops, self.lost_seconds, self.backlog = 0, 0.0, 0.0
         self.length: int | None = None
         self.last = np.zeros(frame_size, np.float32)

@@ -90,7 +90,7 @@ class Recorder:
         self, path: str | os.PathLike[str], sample_rate: int, frame_size: int, overwrite: bool = False
     ) -> None:
         if Path(path).suffix.lower() != ".wav":
-            raise AudioError(f"{os.fspath(path)}: the conversation is recorded as WAV; give it a name that ends in .wav")
+            raise AudioError(f"{path}: the conversation is recorded as WAV; give it a name that ends in .wav")
         self._output = Output(path, overwrite, also=(".json",))
         self._rate, self._frame_seconds = sample_rate, frame_size / sample_rate
         self._bytes, self._frames, self._lost = 0, 0, (0.0, 0.0)

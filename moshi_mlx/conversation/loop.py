@@ -16,7 +16,6 @@ import numpy as np
 
 from ..inputs import Samples
 
-
 HOLD_SECONDS = 0.8  # a key's repeat begins after half a second on most systems
 
 

@@ -58,7 +58,9 @@ class Interrupts:
             self._read, self._write = os.pipe()
             os.set_blocking(self._write, False)
             self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS if not _ignored(number)}
+            self._before = {
+                number: signal.signal(number, self._on_signal) for number in SIGNALS if not _ignored(number)
+            }
             self._thread = threading.Thread(target=self._watch, name="interrupts", daemon=True)
             self._thread.start()
         return self

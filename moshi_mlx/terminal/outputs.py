@@ -34,16 +34,17 @@ class Output:
     def __init__(self, path: str | os.PathLike[str], overwrite: bool = False, also: Sequence[str] = ()) -> None:
         self.asked, self._overwrite = Path(path), overwrite
         self._settled = False
-        for self.path in [self.asked] if overwrite else _numbered(self.asked):
-            with named_errors(self.path):
-                if self._is_free(also):
-                    try:
+        self.path, self.file = self.asked, -1
+        for path in [self.asked] if overwrite else _numbered(self.asked):
+            self.path = path
+            try:
+                with named_errors(path):
+                    if self._is_free(also):
                         self.file = self._claim()
-                    except Taken:
-                        if overwrite:
-                            raise
-                        continue
-                    return
+                        return
+            except Taken:
+                if overwrite:
+                    raise
 
     def _is_free(self, also: Sequence[str]) -> bool:
         paths = [self.path, *(self.path.with_suffix(suffix) for suffix in also)]
@@ -99,7 +100,9 @@ class Output:
             if self._overwrite or self._settled:
                 os.replace(part, self._target)
                 return
-            for self.path in itertools.dropwhile(lambda path: path != self.path, _numbered(self.asked)):
+            ours = self.path
+            for path in itertools.dropwhile(lambda path: path != ours, _numbered(self.asked)):
+                self.path = path
                 with contextlib.suppress(FileExistsError):  # made by somebody since
                     os.close(os.open(self._target, NEW | os.O_EXCL, 0o666))
                     os.replace(part, self._target)
@@ -182,7 +185,7 @@ def named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 def check_regular(path: Path, overwrite: bool) -> None:
     """Raises AudioError where something is there that is no file, or a file to be replaced that may not be."""
     if path.is_dir():
-        raise AudioError(f"{path}: cannot be written: it is a folder, not a regular file")
+        raise AudioError(f"{path}: cannot be written: it is not a regular file, it is a folder")
     if path.exists() and not path.is_file():
         raise AudioError(f"{path}: cannot be written: it is not a regular file")
     if overwrite and path.exists() and not os.access(path, os.W_OK):  # renaming would replace it all the same

@@ -30,9 +30,14 @@ def write_out(text: str) -> None:
         say(f"standard output: cannot be written: {getattr(failure, 'strerror', None) or failure}; going on without it")
 
 
+def write_err(text: str) -> None:
+    """To standard error at once."""
+    _print(sys.stderr, text)
+
+
 def say(line: str) -> None:
     """A line to standard error."""
-    _print(sys.stderr, line + "\n")
+    write_err(line + "\n")
 
 
 def settle() -> None:

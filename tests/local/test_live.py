@@ -62,6 +62,7 @@ def system(monkeypatch):
         portaudio, "close_stream", lambda stream: None if stream.closed else (stream.abort(), stream.close())
     )
     monkeypatch.setattr(live, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(devices, "FIRST_TIMEOUT", 0.05)
     return system
 
 
@@ -325,7 +326,7 @@ def test_vanished_device_is_said_and_reopened(talk, system, monkeypatch, end):
     np.testing.assert_array_equal(talk.read(), tone(0.08))
     assert len(tries) == 3
     assert "is gone; the conversation waits" in tries[0][0]  # said before anything was tried
-    assert talk.said[-1] == "the conversation goes on: 'mic' to 'box'"
+    assert talk.said[-1] == "sound is back: microphone 'mic', speaker 'box'"
     assert not talk.speaker.gone
     talk.write(tone(0.08))
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from stand_ins import moment
 
 from moshi_mlx.conversation.loop import Controls
-from moshi_mlx.local.view import Json, Plain, Terminal, _split_line
+from moshi_mlx.local.screen import Terminal, _split_line
+from moshi_mlx.local.view import Json, Plain
 
 
 def shown(number, text="", **more):
@@ -25,7 +26,7 @@ def test_plain_words_and_lines(capsys):
     plain(shown(1))
     plain.say("a line")
     plain.close()
-    assert capsys.readouterr() == (" Hello\n", "a line\n")
+    assert capsys.readouterr() == ("Hello\n", "a line\n")
 
 
 def test_quiet_is_words_only(capsys):
@@ -35,25 +36,26 @@ def test_quiet_is_words_only(capsys):
     assert capsys.readouterr() == ("", "")
     plain(shown(0, " Hello"))
     plain.close()
-    assert capsys.readouterr() == (" Hello\n", "")
+    assert capsys.readouterr() == ("Hello\n", "")
 
 
 def test_json_has_one_object_a_frame(capsys):
     controls = Controls()
     controls.muted = True
     rows = Json(controls, 0.08)
-    rows(shown(25, ' "He\n', lost=(0.16, 0.04), reset=True))
-    rows(shown(26)._replace(frame=SimpleNamespace(text="", text_token=0, audio_codes=None)))
+    rows(shown(25, ' "He\n', lost=(0.16, 0.04), reset=True)._replace(latency=0.19))
     rows.say("a line")
+    rows(shown(26)._replace(frame=SimpleNamespace(text="", text_token=0, audio_codes=None)))
     rows.close()
     out, err = capsys.readouterr()
     first, second = map(json.loads, out.splitlines())
     assert first == {
         "frame": 25, "time": 2.0, "text": ' "He\n', "text_token": 3, "audio_codes": list(range(8)), "step_ms": 50.0,
         "heard_db": pytest.approx(-16.8, abs=0.1), "said_db": pytest.approx(-10.8, abs=0.1), "backlog_ms": 80.0,
-        "drops": [2, 1], "lost_ms": [160.0, 40.0], "muted": True, "reset": True,
+        "drops": [2, 1], "lost_ms": [160.0, 40.0], "muted": True, "reset": True, "latency_ms": 190.0,
+        "notices": [],
     }  # fmt: skip
-    assert second["audio_codes"] is None
+    assert (second["audio_codes"], second["latency_ms"], second["notices"]) == (None, None, ["a line"])
     assert err == "a line\n"
 
 
@@ -76,7 +78,7 @@ def test_terminal_shows_what_matters():
         terminal(shown(n, " word" if n % 10 == 0 else "", lost=(0.16, 0.04)))
     terminal.say("the microphone is gone")
     picture = drawn(terminal)
-    for said in ("word word word", "you", "Moshi", "p50 50 ms, p95 50 ms of 80", "waiting 80 ms", "0:00:04",
+    for said in ("word word word", "you", "Moshi", "50 ms a frame, 95% within 50 (of 80)", "waiting 80 ms", "0:00:04",
                  "dropped 2 in (0.2 s), 1 out (0.0 s)", "the microphone is gone", "m mute"):  # fmt: skip
         assert said in picture
     assert "MUTED" not in picture
