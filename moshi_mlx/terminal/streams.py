@@ -13,13 +13,16 @@ from typing import Any
 def open_missing() -> None:
     """Where the program was started with a standard stream closed (`>&-`), nothing takes its place instead.
 
-    Otherwise the next file that is opened would get its number, and be written to by whoever prints.
+    Otherwise the next file that is opened would get its number, and be written to by whoever prints. Python's own
+    `sys.stdout` and the like, which are None then, lead to nowhere, since libraries expect them to be files.
     """
-    for number in range(3):
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def write_out(text: str) -> None:
