@@ -313,6 +313,13 @@ class Speaker(_End):
         frames = self.playout.frames_wanted(self._ring.filled, round(step * self.rate))
         return self.queued + block, self.playout.target / self.rate + block, frames
 
+    def wait_seconds(self, frame: float) -> float:
+        """Seconds until a frame that is written now begins to play: after what is queued, and the frames that it waits
+        for, of `frame` seconds each."""
+        playout, queued = self.playout, self._ring.filled
+        missing = playout.target - queued - playout.frame if playout.waiting else 0
+        return queued / self.rate + max(0, -(-missing // playout.frame)) * frame
+
     def played(self) -> Samples:
         """What was played since the last call, at `sample_rate`."""
         ring = self._played

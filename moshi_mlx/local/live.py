@@ -100,8 +100,7 @@ class Conversation:
 
     def _latency(self, step: float) -> float:
         """From when the frame began to be captured: it filled, waited, was answered, and its answer waits to play."""
-        _, _, frames = self.speaker.queue(self.catch_up.step)
-        waits = self.speaker.queued + (frames - 1) * self.catch_up.frame
+        waits = self.speaker.wait_seconds(self.catch_up.frame)
         return self._waited + step + waits + self.microphone.device_latency + self.speaker.device_latency
 
     # Catching up
