@@ -98,10 +98,10 @@ def _by_libsndfile(path: str | os.PathLike[str], sound: soundfile.SoundFile) -> 
     """Block by block, so that neither many channels nor hours stand in memory."""
 
     def blocks() -> Iterator[Samples]:
-        with sound, np.errstate(invalid="ignore", over="ignore"):  # inf - inf: passed on as NaN
+        with sound:
             try:
                 while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
-                    yield block.mean(axis=1)
+                    yield _mono(block, axis=1)
             except soundfile.SoundFileError as error:
                 raise AudioError(f"{path}: cannot be decoded any further ({error})") from error
 
@@ -136,13 +136,19 @@ def _by_ffmpeg(path: str | os.PathLike[str], file: bytes | io.BytesIO) -> Decode
             try:
                 for frame in container.decode(stream):
                     for part in planar.resample(frame):
-                        yield part.to_ndarray().mean(axis=0)
+                        yield _mono(part.to_ndarray(), axis=0)
                 for part in planar.resample(None):  # what it still held
-                    yield part.to_ndarray().mean(axis=0)
+                    yield _mono(part.to_ndarray(), axis=0)
             except av.FFmpegError as error:
                 raise AudioError(f"{path}: cannot be decoded any further ({_said(error)})") from error
 
     return Decoded(rate, int(seconds * rate), blocks())
+
+
+def _mono(block: np.ndarray, axis: int) -> Samples:
+    with np.errstate(invalid="ignore", over="ignore"):  # inf - inf: passed on as NaN
+        mixed: Samples = block.mean(axis=axis)
+        return mixed
 
 
 def _said(error: Exception) -> str:

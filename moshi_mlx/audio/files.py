@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 import wave
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +82,8 @@ class FileSource:
 
     def close(self) -> None:
         self.end()
+        if isinstance(self._blocks, Generator):
+            self._blocks.close()
 
 
 class FileSink:

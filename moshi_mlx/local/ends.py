@@ -84,6 +84,7 @@ class Ends:
 
     def _open_files(self) -> None:
         self.source = self._open_input()
+        self._stack.callback(self.source.close)
         self.file = self._open_file(lambda: self.source.length)
         if options.plays_demo(self._arguments):
             self.sink = self._open_demo()

@@ -75,6 +75,7 @@ def _share(least: float) -> Callable[[str], float]:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         f"python -m {PROGRAM}",
+        table="local",
         description="Talk with Moshi.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -182,22 +183,29 @@ def _check_devices(parser: argparse.ArgumentParser, arguments: argparse.Namespac
     if arguments.input is not None:
         for name in ("input_device", "user_file", "echo_cancel", "push_to_talk"):
             if getattr(arguments, name):
-                parser.error(f"--{name.replace('_', '-')} is about the microphone, which --input takes the place of")
+                _refuse(parser, arguments, name, "is about the microphone, which --input takes the place of")
         if arguments.output is not None and not arguments.demo:
             for name in ("output_device", "device_rate"):
                 if getattr(arguments, name):
-                    parser.error(f"--{name.replace('_', '-')} is about devices, and --input and --output are files")
+                    _refuse(parser, arguments, name, "is about devices, and --input and --output are files")
+
+
+def _refuse(parser: argparse.ArgumentParser, arguments: argparse.Namespace, name: str, why: str) -> None:
+    """A flag that was given is a mistake; one of a person's own settings is left aside."""
+    if name not in arguments.from_settings:
+        parser.error(f"--{name.replace('_', '-')} {why}")
+    setattr(arguments, name, parser.get_default(name))
 
 
 def _check_streams(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Standard output is for one thing, and the microphone is not standard input."""
     if arguments.output == STREAM:
         if arguments.json:
-            parser.error("--json and --output - both write to standard output")
+            _refuse(parser, arguments, "json", "and --output - both write to standard output")
         if arguments.input is None:
             parser.error("--output - needs --input")
     if arguments.raw and STREAM not in (arguments.input, arguments.output):
-        parser.error("--raw needs --input - or --output -")
+        _refuse(parser, arguments, "raw", "needs --input - or --output -")
 
 
 def _check_files(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

@@ -544,6 +544,13 @@ def test_bad_options_and_files(model, sound, capsys, options, said):
     assert model.asked == []
 
 
+def test_a_person_s_own_settings_of_devices_are_left_aside_where_there_are_none(model, sound, monkeypatch):
+    Path("own.toml").write_text("[local]\necho-cancel = true\noutput-device = 'box'\ntext-top-p = 0.9\nseed = 3\n")
+    monkeypatch.setenv("MOSHI_MLX_CONFIG", "own.toml")
+    assert local.main(IN_OUT) == 0
+    assert model.asked[1] == {"seed": 3, "text_top_p": 0.9}
+
+
 def test_model_that_cannot_be_loaded(sound, monkeypatch, capsys):
     def load(name):
         raise CheckpointError(f"{name}: line one\nline two")
