@@ -24,8 +24,8 @@ RECENT = 750  # frames that the percentiles are of: a minute
 FLOOR_DB = -60.0
 ROWS = 5  # of the view, below the line of words
 KEPT = 200  # lines that are drawn again when the terminal gets another size
-KEYS = "m mute   space push to talk   + - volume   r new conversation   q quit"
-FEW_KEYS = "m  space  + -  r  q"
+KEYS = "m mute   p push to talk   + - volume   r new conversation   q quit"
+FEW_KEYS = "m  p  + -  r  q"
 
 
 class Terminal:
@@ -146,12 +146,15 @@ class Terminal:
         p50, p95 = np.percentile(times, [50, 95]) * 1e3
         limit = 1e3 * self._frame_seconds
         style = "green" if p95 < limit else "yellow" if p50 < limit else "red"
-        says = [self._latency(moment), self._dropped(moment),
-                f"{p50:.0f} ms a frame, 95% within {p95:.0f} (of {limit:.0f})   {self._clock(moment)}"]  # fmt: skip
-        graph = min(GRAPH, width - len("Moshi") - 4 - max(map(len, says)))
-        if graph < LEAST_GRAPH:
-            says = ["", "", f"{p50:.0f} ms"]
-            graph = max(1, min(GRAPH, width - len("Moshi") - 4 - len(says[2])))
+        beside, frame = [self._latency(moment), self._dropped(moment)], f"{p50:.0f} ms a frame"
+        for says in (
+            [*beside, f"{frame}, 95% within {p95:.0f} (of {limit:.0f})   {self._clock(moment)}"],
+            [*beside, f"{frame}   {self._clock(moment)}"],
+            ["", "", f"{p50:.0f} ms"],
+        ):
+            graph = max(1, min(GRAPH, width - len("Moshi") - 4 - max(map(len, says))))
+            if graph >= LEAST_GRAPH:
+                break
         bars = [_level(moment.heard, "cyan", graph), _level(moment.said, "magenta", graph),
                 [(_graph(times, graph, self._frame_seconds), style)]]  # fmt: skip
         return [

@@ -29,8 +29,8 @@ class Turns:
 
     def __call__(self, moment: Moment) -> str:
         text = moment.frame.text
-        if moment.reset or (self._last is not None and text.strip() and moment.number - self._last > self._pause):
-            self._inside = False
+        if moment.reset or (self._last is not None and moment.number - self._last > self._pause):
+            self._inside = False  # a space that waits for its word ends no line either
         if not self._inside:
             text = text.lstrip(" ")
         if not text:

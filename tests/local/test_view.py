@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import threading
 from types import SimpleNamespace
 
@@ -66,6 +67,7 @@ def screen(controls=None, **settings):
 
 
 def drawn(terminal):
+    terminal.pause()  # its own thread draws no more
     with terminal.console.capture() as capture:
         terminal.console.print(terminal.picture())
     return capture.get()
@@ -111,3 +113,75 @@ def test_lines_break_at_spaces():
     assert _split_line("one two three", 8) == (["one two"], " three")
     assert _split_line("short", 8) == ([], "short")
     assert _split_line("unbreakable", 8) == (["unbreak"], "able")
+
+
+@pytest.mark.parametrize("width", [30, 40, 50, 66, 80, 120, 200])
+def test_any_width_shows_the_newest_frames_in_lines_that_do_not_break(width):
+    terminal, _ = screen()
+    terminal.console.size = (width, 20)
+    for n in range(200):
+        terminal(shown(n)._replace(seconds=0.079 if n == 199 else 0.001))
+    lines = drawn(terminal).splitlines()
+    terminal.close()
+    assert all(len(line) < width for line in lines)
+    (graph,) = [line for line in lines if line.startswith("frame")]
+    bars = graph.split("  ")[1].rstrip()
+    assert bars.endswith("▇")  # the newest, which took longest
+    assert set(bars[:-1]) == {"▁"}
+    assert "80 ms" in graph or "1 ms" in graph
+
+
+def test_a_resize_begins_with_an_empty_screen_and_the_words():
+    terminal, file = screen()
+    terminal.say("a line that stays")
+    terminal(shown(0, " word"))
+    drawn(terminal)
+    with terminal._drawing:
+        file.truncate(0)
+        terminal.console.size = (60, 20)
+        terminal._redraw()
+        after = file.getvalue()
+    terminal.close()
+    assert "\x1b[2J" in after
+    assert after.index("\x1b[2J") < after.index("a line that stays") < after.rindex("word")
+
+
+def test_answers_are_lines_of_their_own():
+    terminal, file = screen()
+    terminal(shown(0, " It is five."))
+    terminal(shown(50, " And nine."))
+    terminal.close()
+    left = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue()).splitlines()
+    assert "It is five." in left
+    assert "And nine." in left
+
+
+def test_what_is_set_is_shown():
+    controls = Controls()
+    terminal, _ = screen(controls, volume=lambda: 0.5, total=lambda: 100.0)
+    terminal(shown(24)._replace(latency=0.19))
+    picture = drawn(terminal)
+    for said in ("reply after 190 ms", "volume 50%", "0:00:02 of 0:01:40, 0:01:01 left"):
+        assert said in picture
+    controls.push_to_talk = True
+    assert "HOLD SPACE TO TALK" in drawn(terminal)
+    terminal.close()
+
+
+def test_a_terminal_that_is_gone_ends_nothing():
+    class Gone(io.StringIO):
+        gone = False
+
+        def write(self, text):
+            if self.gone:
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+    file = Gone()
+    terminal = Terminal(Controls(), 0.08, console=Console(file=file, force_terminal=True, width=90, height=20))
+    terminal(shown(0, " word"))
+    file.gone = True
+    for n in range(1, 5):
+        terminal(shown(n, " word"))
+        terminal.say("a line")
+    terminal.close()
