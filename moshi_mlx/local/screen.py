@@ -15,6 +15,7 @@ import numpy as np
 
 from ..audio.pacing import level_db
 from ..conversation.loop import Controls, Moment
+from ..terminal.streams import printable
 from .transcript import Turns
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -71,7 +72,7 @@ class Terminal:
     def say(self, line: str) -> None:
         """Shown among the words, where it stays."""
         with self._lock:
-            self._notices.append(line)
+            self._notices.append(printable(line))
         self._changed.set()
 
     # Drawing

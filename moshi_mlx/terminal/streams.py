@@ -34,8 +34,13 @@ def write_out(text: str) -> None:
 
 
 def write_err(text: str) -> None:
-    """To standard error at once."""
-    _print(sys.stderr, text)
+    """To standard error at once, in its encoding."""
+    _print(sys.stderr, printable(text, getattr(sys.stderr, "encoding", None) or "utf-8"))
+
+
+def printable(text: str, encoding: str = "utf-8") -> str:
+    """What cannot be said in that encoding, as a byte of a file's name may be, as Python would spell it."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def say(line: str) -> None:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -132,6 +133,16 @@ def test_devices_with_any_number_of_channels_are_used(tmp_path, channels):
     assert talk[2400:, 0] == pytest.approx(0.1, abs=1e-3)
 
 
+def test_a_demo_is_heard_and_written(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-m", "moshi_mlx.local", "--demo", "--steps", "10"], cwd=tmp_path, env=environment(),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "nothing is played" not in process.stderr
+    assert process.stderr.splitlines()[-1] == "reply written to reply.wav"
+    assert soundfile.info(tmp_path / "reply.wav").frames == 10 * SIZE
+
+
 # On a terminal
 
 
@@ -184,8 +195,9 @@ def screen(tmp_path):
         one.close()
 
 
-def test_keys_do_what_they_say(screen):
-    shown = screen()
+def test_keys_do_what_they_say_and_the_terminal_is_given_back(screen):
+    shown = screen("--user-file", str(TESTS / "goldens" / "question.flac"))
+    before = termios.tcgetattr(shown.theirs)
     shown.wait_for("q quit")
     for key, said in (("-", "volume 90%"), ("m", "MUTED"), ("m", "m mute"), ("p", "HOLD SPACE TO TALK"),
                       ("r", "new conversation (seed ")):  # fmt: skip
@@ -193,6 +205,7 @@ def test_keys_do_what_they_say(screen):
         shown.wait_for(said)
     shown.press("q")
     assert shown.process.wait(20) == 0
+    assert termios.tcgetattr(shown.theirs) == before
 
 
 def test_what_others_write_to_the_terminal_stands_among_the_words(screen):
@@ -226,8 +239,6 @@ def test_push_to_talk_needs_a_terminal(tmp_path):
 
 
 def test_ctrl_z_gives_the_terminal_back_and_fg_takes_the_keys_again(screen):
-    import termios
-
     shown = screen()
     shown.wait_for("q quit")
     assert not termios.tcgetattr(shown.theirs)[3] & termios.ICANON

@@ -1,13 +1,11 @@
 """The command line, with a stand-in model for what it does and the tiny golden model from end to end."""
 
-import contextlib
 import json
 import os
-import pty
+import resource
 import signal
 import subprocess
 import sys
-import termios
 import threading
 import types
 from pathlib import Path
@@ -437,31 +435,6 @@ def test_recording_is_kept_when_the_model_breaks(model, sound):
     assert threading.active_count() == threads
 
 
-def test_terminal_view_with_keys(tmp_path):
-    """On a pseudo-terminal: the file is spoken, the view drawn, q pressed. Without a sound card it is one line."""
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "moshi_mlx.local", "--model", MODEL, "--force", "--user-file", QUESTION]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path)
-    before = termios.tcgetattr(theirs)
-    seen = b""
-    while b"no " not in seen and b"q quit" not in seen:
-        seen += os.read(ours, 65536)
-    os.write(ours, b"q")
-    reader = threading.Thread(target=drain, args=(ours,), daemon=True)
-    reader.start()
-    assert process.wait(30) == (0 if b"q quit" in seen else 2)
-    assert termios.tcgetattr(theirs) == before
-    os.close(theirs)
-    reader.join(10)
-    os.close(ours)
-
-
-def drain(file):
-    with contextlib.suppress(OSError):
-        while os.read(file, 65536):
-            pass
-
-
 def test_interrupted_load_of_the_real_command_ends_within_its_grace(tmp_path):
     """Whatever it is doing: compiling kernels, loading, timing frames."""
     command = [sys.executable, "-m", "moshi_mlx.local", "--demo", "--output-device", "none", "--tail", "1000"]
@@ -656,3 +629,77 @@ def test_demo(tmp_path):
     assert done.returncode == 0, done.stderr
     assert os.listdir(tmp_path) == ["reply.wav"]
     assert len(written(tmp_path / "reply.wav")) == len(files.read_sound(options.DEMO_INPUT, RATE)) + 3 * RATE
+
+
+# Places and streams
+
+WRITERS = {"--output": "wav", "--record": "wav", "--transcript": "txt", "--trace": "json"}
+PLACES = {"file/x": "Not a directory", "missing/x": "there is no folder missing", "/proc/x": "No such file",
+          "folder.": "it is a folder", "/dev/full": "", "caf\udce9/x": "there is no folder"}  # fmt: skip
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_no_writer_begins_where_it_cannot_write(model, sound, capsys, writer, place, more):
+    """Before the model is loaded: one line, status 2, and nothing is there that was not."""
+    Path("file").touch()
+    Path(f"folder.{WRITERS[writer]}").mkdir()
+    path = place if place == "/dev/full" else f"{place.removesuffix('.')}.{WRITERS[writer]}"
+    others = {"--input": "in.wav", "--output": "other.wav", writer: path}
+    check_refused(capsys, [word for pair in others.items() for word in pair] + more, PLACES[place])
+    assert model.asked == []
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_every_writer_keeps_what_was_there_and_says_where_it_writes(model, sound, capsys, writer):
+    path = Path(f"mine.{WRITERS[writer]}")
+    others = {"--input": "in.wav", "--output": "out.wav", "--steps": "3", writer: str(path)}
+    command = [word for pair in others.items() for word in pair]
+    for n in range(3):
+        Path("out.wav").unlink(missing_ok=True)
+        assert local.main(command) == 0
+        err = capsys.readouterr().err
+        assert (f"mine.{WRITERS[writer]} is there already: this goes to mine-{n + 1}.{WRITERS[writer]}" in err) == (
+            n > 0
+        )
+    assert len(list(Path().glob(f"mine*.{WRITERS[writer]}"))) == 3
+    before = path.read_bytes()
+    path.write_bytes(b"earlier")
+    assert local.main([*command, "--overwrite"]) == 0
+    assert path.read_bytes()[:4] == before[:4]
+    assert len(list(Path().glob(f"mine*.{WRITERS[writer]}"))) == 3
+
+
+@pytest.mark.parametrize("writer", ["--record", "--transcript", "--trace"])
+def test_a_disk_that_fills_up_is_one_line(model, sound, capsys, writer, monkeypatch):
+    """What could not be written is not there; a recording has what was whole."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr("moshi_mlx.local.transcript.WRITE_SECONDS", 0.0)
+    model.conversation.step = lambda pcm, step=model.conversation.step: types.SimpleNamespace(
+        **{**vars(step(pcm)), "text": " word" * 1000}
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        options = ["--input", "in.wav", "--output", "-", writer, f"mine.{WRITERS[writer]}", "--quiet"]
+        with open(os.devnull, "w") as nowhere:
+            monkeypatch.setattr(sys, "stdout", nowhere)
+            assert local.main(options) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert line.startswith(f"moshi_mlx.local: error: mine.{WRITERS[writer]}: cannot be written: File too large")
+    assert os.listdir() == ["in.wav"]
+
+
+@pytest.mark.parametrize(
+    "way", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full", "| true", "2>&1 | head -c 1"]
+)
+@pytest.mark.parametrize("more", ["", "--json", "--quiet"])
+def test_closed_and_full_streams_lose_no_reply(tmp_path, way, more):
+    options = f"--model {MODEL} --input {QUESTION} --steps 4 --tail 0 --output out.wav {more}"
+    shell = f"set -o pipefail; {sys.executable} -m moshi_mlx.local {options} {way}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(written(tmp_path / "out.wav")) == 4 * SIZE
