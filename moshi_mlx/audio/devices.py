@@ -5,114 +5,29 @@ PortAudio's own threads call back. All else (resampling, echo, dropping) happens
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..errors import AudioError
 from ..inputs import Samples
-from . import portaudio
+from . import portaudio, stream
 from .pacing import FADE_SECONDS, Playout, leave_out, level_db
 from .resample import Resampler
 from .ring import Ring
+from .stream import DeviceLost, DeviceStream
+
+__all__ = ["DeviceLost", "Microphone", "Speaker"]
 
 RING_SECONDS = 2.0  # what is kept of either side in a stall of the model
 PACED_SECONDS = 0.4  # the most that a file's reply may be ahead of the speaker
-FIRST_TIMEOUT = 5.0  # seconds to the first callback; a sleeping or wireless device takes up to two
-TIMEOUT = 2.0  # seconds without a callback after which a device is gone
 QUIET_DB = -50.0  # a reply softer than this may be left out unheard
 
 Clean = Callable[[Samples], Samples]
 """(what was heard, at the codec's rate) -> the same without its echo, perhaps some samples later."""
 
 
-class DeviceLost(AudioError):
-    """A device that was open is gone."""
-
-
-class _End:
-    """A device: its stream, and the ring that the stream's callback fills or empties."""
-
-    direction = ""
-
-    def __init__(self, sample_rate: int, frame_size: int, device: str | None, device_rate: int | None) -> None:
-        self.sample_rate, self.frame_size = sample_rate, frame_size
-        self._wanted, self._forced_rate = device, device_rate
-        self.chosen = device is not None
-        """Whether a person chose it: the system's default device may be followed, a chosen one stays."""
-        self.note: Callable[[str, int], None] | None = None
-        """Called in the callback with the direction and how many samples it moved; it must be quick."""
-        self._open(device)
-
-    def _open(self, wanted: str | None) -> None:
-        device = portaudio.find(wanted, self.direction)
-        self.name = device.name
-        self._wanted = None if wanted is None else device.name  # numbers change when devices do
-        rates = [self._forced_rate] if self._forced_rate else [self.sample_rate, int(device.rate)]
-        self._began = self._called = 0.0
-        self._running = threading.Event()
-        self._ended_itself = ended = threading.Event()
-
-        def on_end() -> None:
-            """On macOS a stream whose device went away ends, and is called active for ever."""
-            ended.set()
-            self._ring_ends()
-
-        self._stream, self.rate = portaudio.open_stream(self.direction, device, rates, self._on_block, on_end)
-        self._began = self._called = time.monotonic()
-
-    def _on_block(self, data: Samples, frames: int, times: Any, status: Any) -> None:
-        raise NotImplementedError
-
-    def _ring_ends(self) -> None:
-        raise NotImplementedError
-
-    def _note_call(self) -> None:
-        self._called = time.monotonic()
-        self._running.set()
-
-    def wait_running(self) -> bool:
-        """Waits for the first callback: by then a wireless headset has changed over to the rate of its microphone."""
-        return self._running.wait(FIRST_TIMEOUT)
-
-    @property
-    def device_latency(self) -> float:
-        """Seconds that the device itself says it takes."""
-        return float(self._stream.latency)
-
-    @property
-    def gone(self) -> bool:
-        """It stopped, or has not called back for too long."""
-        if self._ended_itself.is_set() or self._stream.closed or not self._is_active():
-            return True
-        patience = TIMEOUT if self._called > self._began else FIRST_TIMEOUT
-        return time.monotonic() - self._called > patience
-
-    def _is_active(self) -> bool:
-        try:
-            return bool(self._stream.active)
-        except Exception:  # PortAudio itself is gone
-            return False
-
-    def reopen(self) -> None:
-        """After `portaudio.look_again`: the same device, or else the default one. Raises AudioError."""
-        try:
-            self._open(self._wanted)
-        except AudioError:
-            if self._wanted is None:
-                raise
-            self._open(None)
-
-    def close(self) -> None:
-        """From any thread. Whoever waits for this device waits no more."""
-        portaudio.close_stream(self._stream)
-        self._ring_ends()
-
-
-class Microphone(_End):
+class Microphone(DeviceStream):
     """A sound input. Raises AudioError where there is none.
 
     It runs from the start, since a device takes its time to wake; the first `fill` begins with what comes then.
@@ -170,7 +85,7 @@ class Microphone(_End):
             self._arrived.clear()
             self._listening = True
         while not self._ended and self.backlog < self.frame_size:
-            if not self._arrived.wait_filled(self._missing(), TIMEOUT) and not self._ended and self.gone:
+            if not self._arrived.wait_filled(self._missing(), stream.TIMEOUT) and not self._ended and self.gone:
                 raise DeviceLost(f"the microphone {self.name!r} is gone")
             self.collect()
         self.collect()
@@ -217,7 +132,7 @@ class Microphone(_End):
         return frame
 
 
-class Speaker(_End):
+class Speaker(DeviceStream):
     """A sound output with an adaptive buffer (`pacing.Playout`). Raises AudioError where there is none.
 
     `pace` makes `write` wait for room, so that the speaker sets the pace of a source that has none (a file).
@@ -342,7 +257,7 @@ class Speaker(_End):
         self._flushing = False
         sound = self._resample(pcm if self.volume == 1.0 else np.clip(pcm * np.float32(self.volume), -1.0, 1.0))
         if self._pace:
-            self._ring.wait_room(len(sound), TIMEOUT)
+            self._ring.wait_room(len(sound), stream.TIMEOUT)
         if self.gone:
             raise DeviceLost(f"the speaker {self.name!r} is gone; see that it is connected, and start again")
         self._ring.push(sound if self._pace else self._trimmed(sound, level_db(pcm) < QUIET_DB))
@@ -360,9 +275,9 @@ class Speaker(_End):
         """Silence is sent after the reply: when the device has taken it, the reply has left its buffers."""
         self._flushing = True  # from here on running empty is no drop
         silence = np.zeros(int(self.device_latency * self.rate) + int(0.08 * self.rate), np.float32)
-        self._ring.wait_room(self._capacity, TIMEOUT)
+        self._ring.wait_room(self._capacity, stream.TIMEOUT)
         self._ring.push(silence)
-        self._ring.wait_room(self._capacity, TIMEOUT)
+        self._ring.wait_room(self._capacity, stream.TIMEOUT)
 
     def abort(self) -> None:
         self.close()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stand_ins import in_thread
 
-from moshi_mlx.audio import devices, portaudio
+from moshi_mlx.audio import portaudio, stream
 from moshi_mlx.audio.devices import DeviceLost, Microphone, Speaker
 from moshi_mlx.errors import AudioError
 from moshi_mlx.local import live
@@ -62,7 +62,7 @@ def system(monkeypatch):
         portaudio, "close_stream", lambda stream: None if stream.closed else (stream.abort(), stream.close())
     )
     monkeypatch.setattr(live, "RETRY_SECONDS", 0.001)
-    monkeypatch.setattr(devices, "FIRST_TIMEOUT", 0.05)
+    monkeypatch.setattr(stream, "FIRST_TIMEOUT", 0.05)
     return system
 
 
@@ -155,8 +155,8 @@ def test_microphone_that_stops_is_lost(system):
 
 
 def test_microphone_that_falls_silent_is_lost(system, monkeypatch):
-    monkeypatch.setattr(devices, "TIMEOUT", 0.01)
-    monkeypatch.setattr(devices, "FIRST_TIMEOUT", 0.05)
+    monkeypatch.setattr(stream, "TIMEOUT", 0.01)
+    monkeypatch.setattr(stream, "FIRST_TIMEOUT", 0.05)
     with pytest.raises(DeviceLost):
         Microphone(RATE, 1920).fill()
 
@@ -399,9 +399,8 @@ def test_the_microphone_runs_before_the_speaker_is_opened_again(talk, system, mo
 @pytest.mark.parametrize("end", ["microphone", "speaker"])
 def test_a_stream_that_ends_while_it_stays_active_is_gone_at_once(talk, end):
     device = getattr(talk, end)
-    stream = device._stream
-    stream.ended()
-    assert stream.active
+    device._stream.ended()
+    assert device._stream.active
     assert device.gone
     with pytest.raises(DeviceLost):
         talk.microphone.fill() if end == "microphone" else device.write(tone(0.08))
