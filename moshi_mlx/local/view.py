@@ -5,6 +5,7 @@ Each is an observer of `loop.run`; `screen.Terminal` is the third.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
@@ -117,7 +118,9 @@ class Progress:
         )  # fmt: skip
 
     def __call__(self, moment: Moment) -> None:
-        self._bar.update(len(moment.heard) / self._rate)
+        with contextlib.suppress(OSError):  # a terminal may be closed
+            self._bar.update(len(moment.heard) / self._rate)
 
     def close(self) -> None:
-        self._bar.close()
+        with contextlib.suppress(OSError):
+            self._bar.close()

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -263,3 +264,28 @@ def test_a_terminal_that_is_closed_ends_the_conversation_and_keeps_it(screen, tm
     assert shown.process.wait(20) == 0
     shown.ours, shown.theirs = pty.openpty()
     assert soundfile.info(tmp_path / "reply.wav").frames == soundfile.info(tmp_path / "talk.wav").frames > 0
+
+
+@pytest.mark.parametrize(("shown", "said"), [("stderr", " of 47 s of sound, "), ("both", "0:00:46, 0:00:0")])
+def test_a_long_file_shows_how_far_it_is_and_the_time_that_is_left(tmp_path, shown, said):
+    import fcntl
+    import struct
+
+    question, rate = soundfile.read(TESTS / "goldens" / "question.flac")
+    soundfile.write(tmp_path / "long.wav", np.tile(question, 12), rate)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 110, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moshi_mlx.local", "--model", MODEL, "--input", "long.wav", "--output", "o.wav",
+         "--tail", "3.5", "--steps", "100"], cwd=tmp_path, env=environment(TERM="xterm"), stderr=theirs,
+        stdout=theirs if shown == "both" else subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):
+        while data := os.read(ours, 65536):
+            seen += data
+    os.close(ours)
+    assert process.wait(20) == 0
+    assert said in seen.decode()
+    assert " left" in seen.decode()
