@@ -18,6 +18,9 @@ from ..errors import AudioError
 from ..inputs import Samples
 from ..terminal.outputs import Output, named_errors
 from . import decoding
+from .decoding import FILE_RATES
+
+__all__ = ["FILE_RATES", "FileSink", "FileSource", "pcm16", "read_sound"]
 
 WAV_SAMPLES = (2**32 - 64) // 2  # what the header of a 16-bit WAV file can say: a day at 24 kHz
 WAV_SUFFIXES = ("", ".wav", ".wave")
