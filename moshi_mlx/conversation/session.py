@@ -125,9 +125,13 @@ class Session:
         self.reset()
         self._build_kernels(progress)
 
-    def reset(self) -> None:
-        """Begin a new conversation, the same as a new session with this one's settings and seed."""
+    def reset(self, seed: int | None = None) -> None:
+        """Begin a new conversation, the same as a new session with this one's settings and `seed` (None: its own).
+
+        Raises InputError for a seed that is no whole number.
+        """
         with self._turns.taken("reset"):
+            self._seed = self._seed if seed is None else inputs.seed(seed)
             self._reset()
 
     def _reset(self) -> None:
