@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from .. import inputs
 from ..errors import InputError
 from ..inputs import Turns, scalar, silenced, sound, spelled_out, tokens
 from ..models.layers.cache import reads_unseen_slots
