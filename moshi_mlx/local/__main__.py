@@ -23,7 +23,7 @@ from ..errors import ConfigError, InputError, MoshiError
 from ..inputs import Samples
 from ..terminal.interrupt import Interrupts
 from ..terminal.progress import Loading
-from . import options, view
+from . import options, personas, view
 from .keyboard import Keys
 from .live import Conversation, UserFile
 from .trace import Trace
@@ -181,6 +181,7 @@ class Talk:
         settings = {name: value for name, value in asked.items() if value is not None}
         if arguments.quiet:
             settings["progress"] = False
+        settings |= personas.settings(model, arguments, self.say)
         if self.live:
             self.say("compiling ...")
         began = time.perf_counter()
@@ -283,6 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
         with Interrupts() as interrupts:
+            if arguments.list_voices:
+                return personas.list_voices(arguments, view.write_out)
             return _list_devices() if arguments.list_devices else _run(arguments, interrupts)
     except MoshiError as error:
         view.say(f"{options.PROGRAM}: error: {' '.join(str(error).splitlines())}")

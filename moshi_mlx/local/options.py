@@ -12,6 +12,7 @@ from typing import Any
 
 from ..checkpoints.names import MINIATURE_FOLDER
 from ..terminal.arguments import Parser
+from . import personas
 
 PROGRAM = "moshi_mlx.local"
 HUB_SUFFIXES = {4: "q4", 8: "q8", 16: "bf16"}
@@ -67,7 +68,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--demo", action="store_true", help="miniature model and question of the package, no download")
     parser.add_argument("--adapter", metavar="FOLDER_OR_HUB_ID", help="what fine-tuning made of that checkpoint")
     parser.add_argument("-q", "--quantized", type=int, choices=HUB_SUFFIXES, default=4, help="bits (default: 4)")
-    parser.add_argument("--voice", choices=("moshiko", "moshika"), default="moshiko", help="default: moshiko")
+    personas.add_options(parser)
     add = functools.partial(_add, parser)
     add("--context", _number(int, 1), "frames of 80 ms that Moshi remembers (default: the model's, 3000)")
     add("--seed", _number(int, 0, 2**64), "same seed, model and input: same reply", 0)
@@ -122,7 +123,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         arguments.input = arguments.input or DEMO_INPUT
         arguments.output = arguments.output or DEMO_OUTPUT
     elif arguments.model is None:
-        arguments.model = f"kyutai/{arguments.voice}-mlx-{HUB_SUFFIXES[arguments.quantized]}"
+        arguments.model = f"kyutai/{personas.model_of(parser, arguments)}-mlx-{HUB_SUFFIXES[arguments.quantized]}"
     _check_devices(parser, arguments)
     _check_files(parser, arguments)
     return arguments
@@ -146,6 +147,7 @@ def _check_files(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     paths = {
         "--input": arguments.input, "--user-file": arguments.user_file, "--output": arguments.output,
         "--record": record, "--record's words": record and record.with_suffix(".json"), "--trace": arguments.trace,
+        "--prompt": arguments.prompt,
     }  # fmt: skip
     seen: dict[str, str] = {}
     for name, path in paths.items():

@@ -70,6 +70,7 @@ class Json:
             "time": round(moment.number * self._frame_seconds, 3),
             "text": moment.frame.text,
             "text_token": moment.frame.text_token,
+            "speaking": moment.frame.speaking,
             "audio_codes": None if codes is None else np.asarray(codes).tolist(),
             "step_ms": round(1e3 * moment.seconds, 2),
             "heard_db": round(level_db(moment.heard), 1),

@@ -49,9 +49,7 @@ class Voices:
 
         Raises InputError for an unknown name, CheckpointError for a broken file.
         """
-        stem = name
-        for suffix in (TORCH_SUFFIX, *SOUND_SUFFIXES):
-            stem = stem.removesuffix(suffix)
+        stem = stem_of(name)
         files = self._files()
         if stem in files:
             path = files[stem]
@@ -95,6 +93,13 @@ class Voices:
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise CheckpointError(f"{path}: not an archive of voices: {error}") from error
         return found
+
+
+def stem_of(name: str) -> str:
+    """A voice's name without the suffix of its file."""
+    for suffix in (TORCH_SUFFIX, *SOUND_SUFFIXES):
+        name = name.removesuffix(suffix)
+    return name
 
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
