@@ -7,6 +7,7 @@ import numpy as np
 import personaplex
 import pytest
 from helpers import GREEDY, golden
+from moshi_mlx.checkpoints.names import needed
 from moshi_mlx.convert.cli import main as convert
 from personaplex import SIZES, STUB
 
@@ -98,6 +99,13 @@ def test_a_fine_tune_of_both_sides_is_a_moshi(tmp_path):
     assert tokens(model).shape == (8, 15)
     with pytest.raises(moshi_mlx.InputError, match="takes neither"):
         model.session(persona="a teacher")
+
+
+def test_voices_are_fetched_with_the_rest():
+    small = ["config.json", "README.md", "dist.tgz"]
+    wanted = ["model.safetensors", "tokenizer-e351c8d8-checkpoint125.safetensors", "tokenizer_spm_32k_3.model"]
+    voices = ["voices.tgz", "voices/NATF2.pt"]
+    assert needed([*small, *wanted, *voices], STUB, []) == [*wanted, *voices]
 
 
 @pytest.mark.parametrize("bits", [["--q-bits", "4"], ["--q-bits", "8"], ["--quant-predicate", "mixed_4_8"]])

@@ -223,8 +223,13 @@ def test_the_cache_in_eight_bits(tmp_path):
 def test_a_prompt_of_another_model_is_refused(plex, tmp_path):
     plex.save_prompt(plex.prompt(persona="a teacher"), tmp_path / "p.safetensors")
     other = moshi_mlx.load(personaplex.write(tmp_path / "later", STUB | DELAY_2, DELAY_2))
-    with pytest.raises(InputError, match=r"p\.safetensors.*another model"):
-        other.session(prompt=tmp_path / "p.safetensors")
+    half = moshi_mlx.load(plex.voices.folder, dtype=mx.bfloat16)
+    tuned = moshi_mlx.load(plex.voices.folder)
+    layer = tuned.decoder.model.transformer.layers[1].gating.linear_out
+    layer.weight = layer.weight * 1.01
+    for model in (other, half, tuned):
+        with pytest.raises(InputError, match=r"p\.safetensors.*another model"):
+            model.session(prompt=tmp_path / "p.safetensors")
 
 
 def test_files_that_are_no_prompts_are_refused(plex, tmp_path):
