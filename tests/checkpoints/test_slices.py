@@ -7,12 +7,12 @@ import numpy as np
 import personaplex
 import pytest
 from helpers import GREEDY, golden
-from moshi_mlx.checkpoints.names import needed
 from moshi_mlx.convert.cli import main as convert
 from personaplex import SIZES, STUB
 
 import moshi_mlx
 from moshi_mlx import CheckpointError
+from moshi_mlx.checkpoints.names import needed
 
 REF = golden("personaplex")
 MLX_CONFIG = {"model_type": "personaplex", "moshi_name": "model.safetensors"} | SIZES

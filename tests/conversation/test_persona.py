@@ -50,8 +50,9 @@ def live(model, columns, **settings):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = personaplex.write(tmp_path_factory.mktemp("personaplex") / "full")
-    (path / "voices").mkdir()
-    shutil.copy(VOICES["bfloat16"], path / "voices" / "NATF2.pt")
+    (path / "voices" / "folder.pt").mkdir(parents=True)
+    for name in ("NATF2.pt", "._NATF2.pt"):  # the second is what macOS leaves beside a file
+        shutil.copy(VOICES["bfloat16"], path / "voices" / name)
     return path
 
 

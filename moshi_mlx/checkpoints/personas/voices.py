@@ -73,7 +73,7 @@ class Voices:
         folder = self.folder / VOICES_FOLDER_NAME
         suffixes = (*SOUND_SUFFIXES, TORCH_SUFFIX)  # of two with one name, the published file
         paths = [path for suffix in suffixes for path in sorted(folder.glob(f"*{suffix}"))] if folder.is_dir() else []
-        return {path.stem: path for path in paths}
+        return {path.stem: path for path in paths if path.is_file() and not path.name.startswith(".")}
 
     def _archived(self, wanted: str | None = None) -> dict[str, bytes]:
         """The archive's voices by name, with the bytes of the wanted one."""
