@@ -448,6 +448,7 @@ def test_convert_keeps_kind_and_voices(folder, tmp_path, capsys):
     assert "PersonaPlex" in said
     assert "NATF2" in said
     assert "8 of 16 steps" in said
+    assert "moshi (PyTorch): no" in said
 
 
 def test_saved_and_loaded_again(plex, tmp_path):
