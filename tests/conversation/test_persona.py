@@ -1,6 +1,7 @@
 """A voice and a role before the conversation: tokens as NVIDIA's own code draws them, live and offline."""
 
 import json
+import re
 import shutil
 
 import mlx.core as mx
@@ -345,6 +346,22 @@ def test_other_codebooks_have_no_prompt(model):
             model.session(persona="a teacher")
     finally:
         model.voices = None
+
+
+def test_the_examples_of_the_docs_run(plex, tmp_path, monkeypatch):
+    import soundfile
+
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("me.wav", question()[:48000], 24000)
+    monkeypatch.setattr(moshi_mlx, "load", lambda name: plex)
+    text = (GOLDENS.parents[1] / "docs" / "personas.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    given = {"moshi_mlx": moshi_mlx, "pcm": question()[:1920]}
+    for example in examples:
+        exec(example, given)
+    assert len(examples) == 2
+    assert given["session"].step(given["pcm"]).pcm is not None
+    assert (tmp_path / "pirate.safetensors").is_file()
 
 
 # --- speaking -------------------------------------------------------------------------------------------------------

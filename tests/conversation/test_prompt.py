@@ -47,7 +47,7 @@ def one_by_one(model, columns):
     return state
 
 
-@pytest.mark.parametrize("length", [2, 3, 5, 60, 89, 90])
+@pytest.mark.parametrize("length", [2, 5, 90])
 def test_prefill_is_its_steps(model, length):
     columns = columns_of(model, length)
     made = prompt.prefill(model, prompt.Columns(columns[None], np.array([length])))
