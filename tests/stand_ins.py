@@ -64,6 +64,7 @@ class EchoSession:
             pcm=self.heard[-1 - self.delay] if late else None,
             text=" one" if late else "",
             text_token=3,
+            speaking=True,
             audio_codes=np.zeros(8, np.int32) if late else None,
         )
 

@@ -11,7 +11,7 @@ from .. import inputs
 from ..conversation import prompt as prompts
 from ..conversation.asynchronous import WAITING, AsyncConversation
 from ..conversation.batch import Batch
-from ..conversation.prompt import Prefilled
+from ..conversation.prompt import Prefilled, one_row
 from ..conversation.session import Session, SessionSettings
 from ..errors import InputError
 from ..inputs import spelled_out
@@ -92,7 +92,7 @@ class MoshiForConditionalGeneration(Methods, Moshi):
                 raise InputError(
                     "prompt: got it together with voice or persona, which it has already; give one of them"
                 )
-            return prompt if isinstance(prompt, Prefilled) else self.load_prompt(prompt)
+            return self.load_prompt(prompt) if isinstance(prompt, (str, Path)) else one_row(prompt)
         return None if voice is None and persona is None else self.prompt(voice, persona)
 
     @spelled_out(SessionSettings)

@@ -15,7 +15,7 @@ from ..audio import portaudio
 from ..errors import MoshiError
 from ..terminal import streams
 from ..terminal.interrupt import STATUS, Interrupts
-from . import options
+from . import options, personas, view
 from .talk import Talk
 
 SWITCH_SECONDS = 0.001  # after which a thread that draws lets an audio callback run
@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = options.parse(argv)
         with Interrupts() as interrupts:
+            if arguments.list_voices:
+                return personas.list_voices(arguments, view.write_out)
             return _list_devices() if arguments.list_devices else _run(arguments, interrupts)
     except MoshiError as error:
         streams.say(f"{options.PROGRAM}: error: {' '.join(str(error).splitlines())}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..checkpoints.names import MINIATURE_FOLDER
 from ..terminal.arguments import Parser
+from . import personas
 
 PROGRAM = "moshi_mlx.local"
 HUB_SUFFIXES = {4: "q4", 8: "q8", 16: "bf16"}
@@ -95,7 +96,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
                        "answer where there is a speaker; no download")  # fmt: skip
     parser.add_argument("--adapter", metavar="FOLDER_OR_HUB_ID", help="LoRA folder, file or hub id")
     parser.add_argument("-q", "--quantized", type=int, choices=HUB_SUFFIXES, default=4, help="bits (default: 4)")
-    parser.add_argument("--voice", choices=("moshiko", "moshika"), default="moshiko", help="default: moshiko")
+    personas.add_options(parser)
     _add(parser, "--context", _number(int, 1), "frames of 80 ms that Moshi remembers (default: the model's, 3000)")
     parser.add_argument("--kv-bits", type=int, choices=(8,), help="keep the attention cache in 8 bits")
     parser.add_argument("--force", action="store_true", help="go on where the machine is found too small or too slow")
@@ -163,7 +164,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         arguments.input = arguments.input or DEMO_INPUT
         arguments.output = arguments.output or DEMO_OUTPUT
     elif arguments.model is None:
-        arguments.model = f"kyutai/{arguments.voice}-mlx-{HUB_SUFFIXES[arguments.quantized]}"
+        arguments.model = f"kyutai/{personas.model_of(parser, arguments)}-mlx-{HUB_SUFFIXES[arguments.quantized]}"
     arguments.drawn = arguments.seed is None and not arguments.demo
     if arguments.seed is None:
         arguments.seed = secrets.randbelow(10**6) if arguments.drawn else DEMO_SEED

@@ -18,7 +18,7 @@ from ..errors import ConfigError, InputError, MoshiError
 from ..terminal import streams
 from ..terminal.interrupt import Interrupts
 from ..terminal.progress import Loading
-from . import options, screen, view
+from . import options, personas, screen, view
 from .ends import FRAME_SIZE, SAMPLE_RATE, Ends
 from .keyboard import Keys
 from .trace import Trace
@@ -131,10 +131,11 @@ class Talk:
 
     def _session(self, model: Any) -> Any:
         """A conversation with the settings of the command line, its kernels built."""
+        settings = self._settings() | personas.settings(model, self.arguments, self.say)
         if self.live:
             self.say("compiling ...")
         began = time.perf_counter()
-        session = model.session(seed=self.arguments.seed, **self._settings())
+        session = model.session(seed=self.arguments.seed, **settings)
         if self.live:
             self.say(f"compiled in {time.perf_counter() - began:.1f} s")
         return session

@@ -78,6 +78,7 @@ class Json:
             "time": round(moment.number * self._frame_seconds, 3),
             "text": moment.frame.text,
             "text_token": moment.frame.text_token,
+            "speaking": moment.frame.speaking,
             "audio_codes": None if codes is None else np.asarray(codes).tolist(),
             "step_ms": round(1e3 * moment.seconds, 2),
             "latency_ms": None if moment.latency is None else round(1e3 * moment.latency, 1),

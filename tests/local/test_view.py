@@ -17,7 +17,7 @@ from moshi_mlx.local.view import Json, Plain
 
 
 def shown(number, text="", **more):
-    frame = SimpleNamespace(text=text, text_token=3, audio_codes=np.arange(8, dtype=np.int32))
+    frame = SimpleNamespace(text=text, text_token=3, speaking=True, audio_codes=np.arange(8, dtype=np.int32))
     return moment(number, **more)._replace(frame=frame, drops=(2, 1), backlog=0.08)
 
 
@@ -46,12 +46,13 @@ def test_json_has_one_object_a_frame(capsys):
     rows = Json(controls, 0.08)
     rows(shown(25, ' "He\n', lost=(0.16, 0.04), reset=True)._replace(latency=0.19))
     rows.say("a line")
-    rows(shown(26)._replace(frame=SimpleNamespace(text="", text_token=0, audio_codes=None)))
+    rows(shown(26)._replace(frame=SimpleNamespace(text="", text_token=0, speaking=False, audio_codes=None)))
     rows.close()
     out, err = capsys.readouterr()
     first, second = map(json.loads, out.splitlines())
     assert first == {
-        "frame": 25, "time": 2.0, "text": ' "He\n', "text_token": 3, "audio_codes": list(range(8)), "step_ms": 50.0,
+        "frame": 25, "time": 2.0, "text": ' "He\n', "text_token": 3, "speaking": True,
+        "audio_codes": list(range(8)), "step_ms": 50.0,
         "heard_db": pytest.approx(-16.8, abs=0.1), "said_db": pytest.approx(-10.8, abs=0.1), "backlog_ms": 80.0,
         "drops": [2, 1], "lost_ms": [160.0, 40.0], "muted": True, "reset": True, "latency_ms": 190.0,
         "notices": [],
