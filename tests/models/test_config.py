@@ -58,7 +58,7 @@ def test_grouped_query_attention():
     ("change", "message"),
     [
         ({"colour": "red"}, "unknown key 'colour' (its value: 'red')"),
-        ({"dim": None}, "key 'dim' is None, expected a whole number"),
+        ({"dim": None}, "key 'dim' is missing"),
         ({"dim": "big"}, "key 'dim' is 'big', expected a whole number"),
         ({"dim": True}, "key 'dim' is True, expected a whole number"),
         ({"cross_attention": True}, "key 'cross_attention' is True; only False is supported"),
