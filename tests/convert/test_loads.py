@@ -299,3 +299,17 @@ def test_patterns_that_are_none(checkpoint, tmp_path, capsys, text):
     assert "no regular file" in fails(
         capsys, tmp_path / "moshi_tiny", tmp_path / "out", "-q", "--quant-predicate", patterns
     )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 65504.0])
+def test_weights_that_no_quantization_can_say(checkpoint, tmp_path, capsys, value):
+    folder = checkpoint("moshi_tiny_mlx")
+    tensors = as_float32(folder / "model.safetensors")
+    tensors["text_linear.weight"][0, :2] = value, -65504
+    save_as(folder / "model.safetensors", tensors, "<f2")
+    flags = ("-q", "--q-bits", 2, "--q-group-size", 32)
+    if value == 65504.0 and run(folder, tmp_path / "wide", *flags) == 0:
+        assert np.isfinite(as_float32(tmp_path / "wide" / "model.safetensors")["text_linear.scales"]).all()
+    else:
+        error = fails(capsys, folder, tmp_path / "out", *flags)
+        assert "NaN or infinite values; is the source damaged?" in error
