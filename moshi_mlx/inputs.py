@@ -8,7 +8,7 @@ import inspect
 import math
 import numbers
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -52,9 +52,7 @@ def spelled_out(kind: type, defaults: Mapping[str, Any] | None = None) -> Callab
 
         @functools.wraps(function)
         def checked(*arguments: Any, **given: Any) -> Any:
-            for name in given:
-                if name not in known:
-                    raise TypeError(_unexpected(function, name, known))
+            check_names(function.__qualname__, given, known)
             said = {name: value for name, value in given.items() if name not in names or value is not None}
             return function(*arguments, **{**usual, **said})
 
@@ -68,11 +66,13 @@ def spelled_out(kind: type, defaults: Mapping[str, Any] | None = None) -> Callab
     return decorate
 
 
-def _unexpected(function: Callable[..., Any], name: str, known: set[str]) -> str:
-    """Python's own words, and since 3.13 its advice."""
-    near = difflib.get_close_matches(name, known, n=1)
-    advice = f". Did you mean {near[0]!r}?" if near else ""
-    return f"{function.__qualname__}() got an unexpected keyword argument {name!r}{advice}"
+def check_names(function: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raises TypeError for a name that a function does not know, in Python's own words, and since 3.13 its advice."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            advice = f". Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{advice}")
 
 
 def _written(hint: Any) -> str:

@@ -359,6 +359,41 @@ def test_what_is_no_state_is_refused(model, past):
         model.decoder(TEXT, past_key_values=past)
 
 
+@pytest.mark.parametrize("wrong", [None, 3, {}, [], "a", {"offset": 1}])
+def test_what_is_no_state_or_sampling_is_refused(model, wrong):
+    calls = {
+        "step": FRAME[None], "step_codes": COLUMN[None], "hear": FRAME[None], "hear_codes": COLUMN[None],
+        "language_step": COLUMN[None], "speak": TEXT[0, :1],
+    }  # fmt: skip
+    for name, given in calls.items():
+        function = getattr(duplex, name)
+        if name == "speak" or not (isinstance(wrong, dict) and wrong):
+            with pytest.raises(InputError, match="state: got"):
+                function(model, given, wrong, SAMPLING)
+        state = primed(model) if name != "speak" else duplex.hear(model, FRAME[None], primed(model), SAMPLING)[1]
+        with pytest.raises(InputError, match="sampling: got"):
+            function(model, given, state, wrong)
+
+
+@pytest.mark.parametrize("wrong", ["8", 4, 16, 8.5, "all"])
+def test_bits_of_a_cache(model, wrong):
+    with pytest.raises(InputError, match=r"kv_bits: got .*, only 8"):
+        model.session(kv_bits=wrong)
+    with pytest.raises(InputError, match="kv_bits: got 8 with heads of 16 values"):
+        model.session(kv_bits=np.int64(8))
+
+
+@pytest.mark.parametrize("wrong", [3, b"a", [1], np.zeros(3)])
+def test_what_is_no_prompt_or_config_is_refused(model, wrong):
+    for call in (model.session, lambda **given: model.generate(max_new_tokens=1, **given)):
+        with pytest.raises(InputError, match="prompt: got a"):
+            call(prompt=wrong)
+    kinds = ("MimiModel", "MoshiModel", "MoshiForCausalLM", "MoshiDepthDecoder", "MoshiForConditionalGeneration")
+    for kind in kinds:
+        with pytest.raises(moshi_mlx.ConfigError, match="config: got a"):
+            getattr(moshi_mlx, kind)(wrong)
+
+
 # --- one call at a time ---------------------------------------------------------------------------------------------
 
 

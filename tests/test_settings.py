@@ -127,6 +127,8 @@ def test_settings_unpack():
     assert sampling == DuplexSampling(Sampling(0.7, 3), Sampling(0.5, 250))
     assert isinstance(sampling.text.top_k, int)
     assert DuplexSampling.of({}) == DuplexSampling()
+    with pytest.raises(TypeError, match=r"DuplexSampling.of\(\) got an unexpected keyword argument 'temprature'"):
+        DuplexSampling.of({"temprature": 1})
 
 
 GOOD = """

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -38,7 +38,11 @@ class DuplexSampling:
 
     @classmethod
     def of(cls, settings: SamplingSettings) -> DuplexSampling:
-        """Of a conversation's settings by name; what is not given, or None, is the default. Raises InputError."""
+        """Of a conversation's settings by name; what is not given, or None, is the default.
+
+        Raises InputError for a value out of range, TypeError for a name that does not exist.
+        """
+        inputs.check_names("DuplexSampling.of", settings, MOSHI)
         values = {**MOSHI, **{name: value for name, value in settings.items() if value is not None}}
         return cls(text=Sampling.of(values, "text_"), audio=Sampling.of(values))
 
@@ -105,6 +109,7 @@ def step_codes(
 
 def hear(model: Moshi, sound: mx.array, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
     """The first half of `step`, up to the sampled text token [B]; `speak` takes that token, or another, from there."""
+    _check(state, sampling, "offset")
     mimi, count = model.audio_encoder, model.config.user_codebooks
     sound = inputs.floats("sound", sound, (len(state["offset"]), mimi.config.frame_size))
     codes, encoder = mimi.encode_step(sound, state["encoder"], count)
@@ -113,7 +118,17 @@ def hear(model: Moshi, sound: mx.array, state: State, sampling: DuplexSampling) 
 
 def hear_codes(model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling) -> tuple[mx.array, State]:
     """The first half of `step_codes`. The state that it returns is one for `speak` alone."""
+    _check(state, sampling, "offset")
     return _hear(model, _checked_codes(model, codes, state), state, sampling)
+
+
+def _check(state: Any, sampling: Any, part: str) -> None:
+    """Raises InputError for what is no state that has this part, and for what is no sampling."""
+    if not isinstance(state, dict) or part not in state:
+        after = "`hear`" if part == "hidden" else "`init_state` or the step before"
+        raise InputError(f"state: got a {type(state).__name__}, expected the state that {after} returned")
+    if not isinstance(sampling, DuplexSampling):
+        raise InputError(f"sampling: got a {type(sampling).__name__}, expected a DuplexSampling")
 
 
 def _checked_codes(model: Moshi, codes: mx.array, state: State) -> mx.array:
@@ -143,6 +158,7 @@ def speak(
     `known` int [B, num_codebooks]: codes to take in the place of what would be drawn, -1 where to draw. Raises
     InputError.
     """
+    _check(heard, sampling, "hidden")
     text = inputs.tokens("text", text, (len(heard["offset"]),), 0, model.config.vocab_size - 1)
     return _speak(model, text, heard, sampling, known)
 
@@ -178,6 +194,7 @@ def language_step(
 
     The text token is drawn from what `adjust` makes of its logits [B, vocab].
     """
+    _check(state, sampling, "offset")
     text, heard = _hear(model, _checked_codes(model, user_codes, state), state, sampling, adjust)
     column, state = depth_step(model, text, heard, sampling, known)
     return state["text"], column, state

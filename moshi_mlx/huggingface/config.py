@@ -114,6 +114,8 @@ class _Written:
         """The same config as one of this class."""
         if isinstance(config, cls):
             return config
+        if not issubclass(cls, type(config)):
+            raise ConfigError(f"config: got a {type(config).__name__}, expected a {cls.__name__}")
         return cls(**{field.name: getattr(config, field.name) for field in fields(config)})
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ live conversation, and `duplex.language_step` goes on.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import mlx.core as mx
 import numpy as np

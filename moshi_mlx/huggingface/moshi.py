@@ -92,7 +92,9 @@ class MoshiForConditionalGeneration(Methods, Moshi):
                 raise InputError(
                     "prompt: got it together with voice or persona, which it has already; give one of them"
                 )
-            return self.load_prompt(prompt) if isinstance(prompt, (str, Path)) else one_row(prompt)
+            if not isinstance(prompt, (Prefilled, str, Path)):
+                raise InputError(f"prompt: got a {type(prompt).__name__}, expected what `prompt` returned, or its file")
+            return one_row(prompt) if isinstance(prompt, Prefilled) else self.load_prompt(prompt)
         return None if voice is None and persona is None else self.prompt(voice, persona)
 
     @spelled_out(SessionSettings)

@@ -50,8 +50,10 @@ def create(batch: int, heads: int, capacity: int, head_dim: int, dtype: mx.Dtype
     """The empty cache of a layer. With kv_bits 8, each half of it is packed words, scales and biases."""
     if kv_bits is None:
         return {side: mx.zeros((batch, heads, capacity, head_dim), dtype) for side in SIDES}
-    if kv_bits != BITS or head_dim % 32:
-        raise InputError(f"kv_bits: got {kv_bits} with heads of {head_dim}, expected 8 and a multiple of 32")
+    if kv_bits != BITS:
+        raise InputError(f"kv_bits: got {kv_bits!r}, only {BITS} (or None) is supported")
+    if head_dim % 32:
+        raise InputError(f"kv_bits: got 8 with heads of {head_dim} values, expected a multiple of 32")
     shapes = [(head_dim * BITS // 32, mx.uint32)] + [(head_dim // group_size(head_dim), dtype)] * 2
     return {
         side + part: mx.zeros((batch, heads, capacity, width), kind)
