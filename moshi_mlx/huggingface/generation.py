@@ -129,7 +129,11 @@ def generate(
     streamer = settings.get("streamer")
     _check_streamer(streamer, len(prompt.lengths))
     count = new_token_count(settings, prompt.length, model.config.max_position_embeddings)
-    record = Record(rules, [row[0, :n] for row, n in zip(prompt.columns, prompt.lengths, strict=True)], cast(Sampling, sampling.text))
+    record = Record(
+        rules,
+        [row[0, :n] for row, n in zip(prompt.columns, prompt.lengths, strict=True)],
+        cast(Sampling, sampling.text),
+    )
     sampled = _run(model, prompt, count, sampling, seed, record, _Watch(model, prompt, streamer))
     sequences = mx.array(np.concatenate([prompt.shown, np.stack(record.new, axis=1)], axis=1).astype(np.int32))
     if not (return_audio_waveforms or return_audio_codes or return_dict_in_generate):
