@@ -10,7 +10,7 @@ let wheel = Context.environment["MOSHI_MLX"]
 let dependencies: [Package.Dependency] =
   wheel == nil ? [.package(url: "https://github.com/ml-explore/mlx-swift", "0.31.3"..<"0.33.0")] : []
 let mlx: [Target.Dependency] = wheel == nil ? [.product(name: "MLX", package: "mlx-swift")] : []
-let settings: [CXXSetting] = wheel.map { [.unsafeFlags(["-isystem", "\($0)/include"])] } ?? [.define("MOSHI_MLX_C")]
+let settings: [CXXSetting] = wheel.map { [.unsafeFlags(["-isystem", "\($0)/include"])] } ?? [.define("MOSHI_MLX_C"), .define("MOSHI_MLX_SWIFT")]
 let linking: [LinkerSetting] =
   wheel.map {
     [

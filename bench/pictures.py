@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from moshi_mlx.conversation.loop import Controls, Moment
-from moshi_mlx.local import view
+from moshi_mlx.local import screen
 
 from .simulate import FRAME, RATE, Row, Simulation
 
@@ -26,7 +26,7 @@ WORDS = (
 def terminal_picture() -> str:
     """The view of a conversation, as SVG; its words and levels are made up, its drawing is the live one."""
     console = Console(record=True, width=96, file=io.StringIO(), force_terminal=True)
-    terminal = view.Terminal(Controls(), FRAME / RATE, console=console)
+    terminal = screen.Terminal(Controls(), FRAME / RATE, console=console)
     terminal.close()
     chance = np.random.default_rng(1)
     pieces = WORDS.split(" ")

@@ -24,7 +24,7 @@ from rich.console import Console
 import moshi_mlx
 from moshi_mlx.audio.recorder import Recorder
 from moshi_mlx.conversation.loop import Controls, Moment
-from moshi_mlx.local import options, view
+from moshi_mlx.local import options, screen
 
 from .simulate import FRAME, QUIET, RATE, Simulation
 
@@ -46,7 +46,7 @@ class Observers:
     def __init__(self, folder: str) -> None:
         self.recorder = Recorder(Path(folder) / "talk.wav", RATE, FRAME)
         self.nowhere = open(os.devnull, "w")  # noqa: SIM115
-        self.view = view.Terminal(Controls(), FRAME / RATE, console=Console(file=self.nowhere, force_terminal=True))
+        self.view = screen.Terminal(Controls(), FRAME / RATE, console=Console(file=self.nowhere, force_terminal=True))
         self.number = 0
 
     def __call__(self, simulation: Simulation, heard: Any, frame: Any, seconds: float) -> None:

@@ -21,10 +21,13 @@ import numpy as np
 
 from moshi_mlx import MoshiForConditionalGeneration, load
 from moshi_mlx.audio import files
+from moshi_mlx.checkpoints.hub import local_folder
+from moshi_mlx.checkpoints.reading import open_checkpoint
 from moshi_mlx.conversation import duplex
 from moshi_mlx.conversation.duplex import DuplexSampling
 from moshi_mlx.errors import InputError
 from moshi_mlx.machine import preflight
+from moshi_mlx.models.config import MoshiConfig
 from moshi_mlx.terminal.arguments import Parser
 from moshi_mlx.terminal.progress import progress
 from moshi_mlx.terminal.sizes import size
@@ -223,17 +226,16 @@ def main(argv: Sequence[str]) -> int:
 
 def _ask(names: tuple[str, str], path: Path, tail: float, seed: int) -> tuple[Talk, list[list[np.ndarray]], list[int]]:
     """The talk of the first model, and of both their distributions and bytes; one is in memory at a time."""
+    _check_alike(names)
     results, sizes = [], []
-    said, wanted = None, None
+    said = None
     for name in names:
         model = load(name)
         if said is None:
-            config, wanted = model.config.audio_encoder_config, _sizes(model)
+            config = model.config.audio_encoder_config
             sound = files.read_sound(path, config.sampling_rate)
             sound = np.pad(sound, (0, round(tail * config.sampling_rate)))
             said = talk(model, np.pad(sound, (0, -len(sound) % config.frame_size)), seed)
-        elif _sizes(model) != wanted:
-            raise InputError(f"{name}: has other streams or vocabularies than {names[0]}, so they cannot be compared")
         with progress(str(name), said.inputs.shape[1]) as done:
             results.append(distributions(model, said, done))
         sizes.append(preflight.weight_bytes(model)[0])
@@ -244,8 +246,14 @@ def _ask(names: tuple[str, str], path: Path, tail: float, seed: int) -> tuple[Ta
     return said, results, sizes
 
 
-def _sizes(model: MoshiForConditionalGeneration) -> tuple[Any, ...]:
-    config = model.config
+def _check_alike(names: tuple[str, str]) -> None:
+    """Raises InputError where the models have other streams, before either is loaded."""
+    a, b = (_sizes(open_checkpoint(local_folder(name)).config) for name in names)
+    if a != b:
+        raise InputError(f"{names[1]}: has other streams or vocabularies than {names[0]}, so they cannot be compared")
+
+
+def _sizes(config: MoshiConfig) -> tuple[Any, ...]:
     return config.vocab_size, config.audio_vocab_size, config.num_codebooks, config.audio_delays
 
 

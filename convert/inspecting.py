@@ -57,8 +57,14 @@ def readers(checkpoint: Checkpoint) -> list[str]:
         return [*lines, "transformers: yes, MoshiForConditionalGeneration.from_pretrained"]
     if checkpoint.layout == "kyutai":
         one = len(set(checkpoint.language.files.values())) == 1
-        return [*lines, f"moshi (PyTorch): {'yes' if one else 'no, it reads one file, not shards'}"]
-    return [*lines, f"moshi_mlx 0.3 and moshi-swift: {_earlier(checkpoint)}"]
+        if checkpoint.depth_steps > checkpoint.config.num_codebooks:
+            return [*lines, "moshi (PyTorch): no, it has depth slices of both sides; NVIDIA's fork of it knows those"]
+        return [*lines, f"moshi (PyTorch): {'yes' if one else 'no, it reads one file, not shards'}{_plain(checkpoint)}"]
+    return [*lines, f"moshi_mlx 0.3 and moshi-swift: {_earlier(checkpoint)}{_plain(checkpoint)}"]
+
+
+def _plain(checkpoint: Checkpoint) -> str:
+    return " (as a Moshi, without voice and persona)" if checkpoint.personas else ""
 
 
 def _earlier(checkpoint: Checkpoint) -> str:

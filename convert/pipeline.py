@@ -31,7 +31,7 @@ from moshi_mlx.checkpoints.safetensors import (
     mx_type,
 )
 from moshi_mlx.checkpoints.writing import Contents, Plan, plain_blocks
-from moshi_mlx.errors import InputError
+from moshi_mlx.errors import CheckpointError, InputError
 
 from . import lora, recipes
 
@@ -182,18 +182,20 @@ def dequantized(weights: Mapping[str, Tensor], kinds: Mapping[str, Quantization 
         if kind:
             parts = [result.pop(f"{path}.{part}") for part in PARTS if f"{path}.{part}" in result]
             dtype = parts[1].info.dtype if parts[1].info.dtype in FLOATS else weights["out_norm.weight"].info.dtype
-            result[f"{path}.weight"] = _dequantized(parts, kind, dtype)
+            result[f"{path}.weight"] = _dequantized(f"{path}.weight", parts, kind, dtype)
     return result
 
 
-def _dequantized(parts: list[Tensor], kind: Quantization, dtype: str) -> Tensor:
+def _dequantized(name: str, parts: list[Tensor], kind: Quantization, dtype: str) -> Tensor:
     rows, words = parts[0].info.shape
 
     def read() -> np.ndarray:
         arrays = [as_mx(part.read(), part.info.dtype) for part in parts]
         biases = arrays[2] if len(arrays) > 2 else None
         plain = mx.dequantize(arrays[0], arrays[1], biases, group_size=kind.group_size, bits=kind.bits, mode=kind.mode)
-        return as_stored(plain.astype(mx_type(dtype)))
+        plain = plain.astype(mx_type(dtype))
+        _check_finite(name, plain, "dequantized")
+        return as_stored(plain)
 
     return Tensor(TensorInfo(dtype, (rows, words * 32 // kind.bits)), read)
 
@@ -207,6 +209,12 @@ def quantized_blocks(weights: Mapping[str, Tensor], kinds: Mapping[str, Quantiza
     return blocks
 
 
+def _check_finite(name: str, value: mx.array, done: str) -> None:
+    """Raises CheckpointError where a tensor has come out with values that no model can be run with."""
+    if not mx.isfinite(value).all():
+        raise CheckpointError(f"tensor {name!r}: {done} it has NaN or infinite values; is the source damaged?")
+
+
 def _quantized(name: str, tensor: Tensor, kind: Quantization) -> Block:
     stem = name.removesuffix("weight")
     rows, width = tensor.info.shape
@@ -214,8 +222,12 @@ def _quantized(name: str, tensor: Tensor, kind: Quantization) -> Block:
 
     def make() -> Sequence[np.ndarray]:
         value = as_mx(tensor.read(), tensor.info.dtype)
+        _check_finite(name, value, "unquantized")
         parts = mx.quantize(value, group_size=kind.group_size, bits=kind.bits, mode=kind.mode)
         mx.eval(parts)
+        for part in parts[1:]:
+            if mx.issubdtype(part.dtype, mx.floating):
+                _check_finite(name, part, f"quantized ({kind})")
         return [as_stored(part) for part in parts]
 
     return Block(infos, make)

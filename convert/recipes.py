@@ -43,7 +43,8 @@ def rule_of(predicate: str | None, usual: Quantization, explicit_bits: bool) -> 
         return _patterns(Path(predicate), usual)
     if predicate not in RECIPES:
         raise InputError(
-            f"--quant-predicate: got {predicate!r}, expected one of {', '.join(RECIPES)}, or a file that ends in .toml"
+            f"--quant-predicate: got {brief(predicate)}, expected one of {', '.join(RECIPES)}, or a file that ends in "
+            ".toml"
         )
     if usual.mode != "affine" or explicit_bits:
         raise InputError(
@@ -78,7 +79,11 @@ class _patterns:
                 'mode = "affine"}; put a pattern that has dots in quotation marks'
             )
         mode = table.get("mode", self.usual.mode)
-        usual = self.usual if mode == self.usual.mode or mode not in MODES else general(None, None, mode)
+        usual = (
+            self.usual
+            if mode == self.usual.mode or not isinstance(mode, str) or mode not in MODES
+            else general(None, None, mode)
+        )
         return checked(table.get("bits", usual.bits), table.get("group_size", usual.group_size), mode, where)
 
     def __call__(self, path: str) -> Quantization | None:

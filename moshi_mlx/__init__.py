@@ -9,6 +9,7 @@ import sys
 
 from .conversation import duplex, text
 from .conversation.asynchronous import AsyncConversation
+from .conversation.batch import Batch, Row
 from .conversation.codec import MimiStream
 from .conversation.duplex import DuplexSampling
 from .conversation.session import Frame, Session
@@ -33,6 +34,7 @@ sys.modules |= {f"{__name__}.{module.__name__.split('.')[-1]}": module for modul
 __all__ = [
     "AsyncConversation",
     "AudioError",
+    "Batch",
     "CheckpointError",
     "ConfigError",
     "DuplexSampling",
@@ -48,6 +50,7 @@ __all__ = [
     "MoshiForCausalLM",
     "MoshiForConditionalGeneration",
     "MoshiModel",
+    "Row",
     "Sampling",
     "SamplingSettings",
     "Session",

@@ -64,6 +64,7 @@ class EchoSession:
             pcm=self.heard[-1 - self.delay] if late else None,
             text=" one" if late else "",
             text_token=3,
+            speaking=True,
             audio_codes=np.zeros(8, np.int32) if late else None,
         )
 
@@ -89,7 +90,7 @@ class RingSource:
     """A live source without a device: another thread pushes frames, and `read` waits for them."""
 
     def __init__(self, count):
-        self.drops, self.lost_seconds, self.backlog = 2, 0.32, 0.0
+        self.drops, self.lost_seconds, self.backlog, self.latency = 2, 0.32, 0.0, None
         self.ring = Ring(10 * SIZE)
         self.left = count
 

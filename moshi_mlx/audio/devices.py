@@ -5,86 +5,29 @@ PortAudio's own threads call back. All else (resampling, echo, dropping) happens
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..errors import AudioError
 from ..inputs import Samples
-from . import portaudio
+from . import portaudio, stream
 from .pacing import FADE_SECONDS, Playout, leave_out, level_db
 from .resample import Resampler
 from .ring import Ring
+from .stream import DeviceLost, DeviceStream
+
+__all__ = ["DeviceLost", "Microphone", "Speaker"]
 
 RING_SECONDS = 2.0  # what is kept of either side in a stall of the model
 PACED_SECONDS = 0.4  # the most that a file's reply may be ahead of the speaker
-FIRST_TIMEOUT = 5.0  # seconds to the first callback; a sleeping or wireless device takes up to two
-TIMEOUT = 2.0  # seconds without a callback after which a device is gone
 QUIET_DB = -50.0  # a reply softer than this may be left out unheard
 
 Clean = Callable[[Samples], Samples]
 """(what was heard, at the codec's rate) -> the same without its echo, perhaps some samples later."""
 
 
-class DeviceLost(AudioError):
-    """A device that was open is gone."""
-
-
-class _End:
-    """A device: its stream, and the ring that the stream's callback fills or empties."""
-
-    direction = ""
-
-    def __init__(self, sample_rate: int, frame_size: int, device: str | None, device_rate: int | None) -> None:
-        self.sample_rate, self.frame_size = sample_rate, frame_size
-        self._wanted, self._forced_rate = device, device_rate
-        self.note: Callable[[str, int], None] | None = None
-        """Called in the callback with the direction and how many samples it moved; it must be quick."""
-        self._open(device)
-
-    def _open(self, wanted: str | None) -> None:
-        device = portaudio.find(wanted, self.direction)
-        self.name = device.name
-        self._wanted = None if wanted is None else device.name  # numbers change when devices do
-        rates = [self._forced_rate] if self._forced_rate else [self.sample_rate, int(device.rate)]
-        self._began = self._called = 0.0
-        self._stream, self.rate = portaudio.open_stream(
-            self.direction, device, rates, self._on_block, lambda: self._ring_ends()
-        )
-        self._began = self._called = time.monotonic()
-
-    def _on_block(self, data: Samples, frames: int, times: Any, status: Any) -> None:
-        raise NotImplementedError
-
-    def _ring_ends(self) -> None:
-        raise NotImplementedError
-
-    @property
-    def gone(self) -> bool:
-        """It stopped, or has not called back for too long."""
-        if self._stream.closed or not self._stream.active:
-            return True
-        patience = TIMEOUT if self._called > self._began else FIRST_TIMEOUT
-        return time.monotonic() - self._called > patience
-
-    def reopen(self) -> None:
-        """After `portaudio.look_again`: the same device, or else the default one. Raises AudioError."""
-        try:
-            self._open(self._wanted)
-        except AudioError:
-            if self._wanted is None:
-                raise
-            self._open(None)
-
-    def close(self) -> None:
-        """From any thread. Whoever waits for this device waits no more."""
-        portaudio.close_stream(self._stream)
-        self._ring_ends()
-
-
-class Microphone(_End):
+class Microphone(DeviceStream):
     """A sound input. Raises AudioError where there is none.
 
     It runs from the start, since a device takes its time to wake; the first `fill` begins with what comes then.
@@ -102,16 +45,17 @@ class Microphone(_End):
     ) -> None:
         self.overflows = 0  # times that sound was lost before the model thread took it
         self.block = 0  # the largest number of samples that came at once
+        self.clean = clean
         self._listening = self._ended = False
-        self._clean = clean
+        self._zeros = 0  # samples of the device in a row that were exactly zero
         self._arrived = Ring(int(RING_SECONDS * max(sample_rate, device_rate or 0, 48_000)))
         self._heard = Ring(int(2 * RING_SECONDS * sample_rate))  # at sample_rate
         super().__init__(sample_rate, frame_size, device, device_rate)
         self._resample = Resampler(self.rate, sample_rate)
 
     def _on_block(self, data: Samples, frames: int, times: Any, status: Any) -> None:
-        self._called = time.monotonic()
-        lost = self._arrived.push(data[:, 0])
+        self._note_call()
+        lost = self._arrived.push(data[:, 0] if data.shape[1] == 1 else data.mean(axis=1))
         if self._listening:
             self.block = max(self.block, frames)
             self.overflows += bool(lost or status.input_overflow)
@@ -123,13 +67,14 @@ class Microphone(_End):
 
     def reopen(self) -> None:
         self._arrived.clear()
-        self._listening = False
+        self._listening, self._zeros = False, 0
         super().reopen()
         self._resample = Resampler(self.rate, self.sample_rate)
 
     def end(self) -> None:
         """From any thread, and from a signal handler: `fill` returns False from now on."""
         self._ended = True
+        self._running.set()
         self._arrived.end()
 
     def fill(self) -> bool:
@@ -140,7 +85,7 @@ class Microphone(_End):
             self._arrived.clear()
             self._listening = True
         while not self._ended and self.backlog < self.frame_size:
-            if not self._arrived.wait_filled(self._missing(), TIMEOUT) and not self._ended and self.gone:
+            if not self._arrived.wait_filled(self._missing(), stream.TIMEOUT) and not self._ended and self.gone:
                 raise DeviceLost(f"the microphone {self.name!r} is gone")
             self.collect()
         self.collect()
@@ -148,16 +93,24 @@ class Microphone(_End):
 
     def _missing(self) -> int:
         """How many samples to wait for. Echo is taken out as it comes, so that only the last block's is waited for."""
-        if self._clean:
+        if self.clean:
             return 1
         return max(1, (self.frame_size - self.backlog) * self.rate // self.sample_rate)
 
     def collect(self) -> None:
         """Takes over what the callback brought: everything but waiting happens here."""
         arrived = np.empty(self._arrived.filled, np.float32)
-        sound = self._resample(arrived[: self._arrived.pull(arrived)])
-        lost = self._heard.push(self._clean(sound) if self._clean else sound)
+        arrived = arrived[: self._arrived.pull(arrived)]
+        sounding = np.flatnonzero(arrived)
+        self._zeros = len(arrived) - 1 - int(sounding[-1]) if len(sounding) else self._zeros + len(arrived)
+        sound = self._resample(arrived)
+        lost = self._heard.push(self.clean(sound) if self.clean else sound)
         self.overflows += bool(lost)
+
+    @property
+    def dead_seconds(self) -> float:
+        """For how long it has given exact zeros, as a microphone does that is switched off, or not permitted."""
+        return self._zeros / self.rate
 
     @property
     def backlog(self) -> int:
@@ -179,7 +132,7 @@ class Microphone(_End):
         return frame
 
 
-class Speaker(_End):
+class Speaker(DeviceStream):
     """A sound output with an adaptive buffer (`pacing.Playout`). Raises AudioError where there is none.
 
     `pace` makes `write` wait for room, so that the speaker sets the pace of a source that has none (a file).
@@ -201,6 +154,8 @@ class Speaker(_End):
         self.overflows = 0  # times that a reply found no room, or was left out
         self._starved = 0  # times that the device itself ran dry: its callback came too late
         self.left_out = 0.0  # seconds of it
+        self.volume = 1.0
+        """What is played is multiplied by it."""
         self._pace, self._tap, self._flushing = pace, tap, False
         self._capacity = int((PACED_SECONDS if pace else RING_SECONDS) * max(sample_rate, device_rate or 0))
         self._ring = Ring(self._capacity)
@@ -225,12 +180,13 @@ class Speaker(_End):
         self.playout, self._ring = playout, Ring(self._capacity)
 
     def _on_block(self, data: Samples, frames: int, times: Any, status: Any) -> None:
-        self._called = time.monotonic()
+        self._note_call()
         out, queued = data[:, 0], self._ring.filled
         self._starved += bool(status.output_underflow and not self.playout.waiting)
         wanted = min(frames, queued) if self._flushing else self.playout.play(frames, queued)
         filled = self._ring.pull(out[:wanted])
         self._fade_edges(out, filled)
+        data[:, 1:] = data[:, :1]
         if self._played is not None:
             self._played.push(out)
         if self.note:
@@ -272,6 +228,13 @@ class Speaker(_End):
         frames = self.playout.frames_wanted(self._ring.filled, round(step * self.rate))
         return self.queued + block, self.playout.target / self.rate + block, frames
 
+    def wait_seconds(self, frame: float) -> float:
+        """Seconds until a frame that is written now begins to play: after what is queued, and the frames that it waits
+        for, of `frame` seconds each."""
+        playout, queued = self.playout, self._ring.filled
+        missing = playout.target - queued - playout.frame if playout.waiting else 0
+        return queued / self.rate + max(0, -(-missing // playout.frame)) * frame
+
     def played(self) -> Samples:
         """What was played since the last call, at `sample_rate`."""
         ring = self._played
@@ -292,9 +255,9 @@ class Speaker(_End):
     def write(self, pcm: Samples) -> None:
         """Queues a frame. Raises DeviceLost where the speaker plays no more."""
         self._flushing = False
-        sound = self._resample(pcm)
+        sound = self._resample(pcm if self.volume == 1.0 else np.clip(pcm * np.float32(self.volume), -1.0, 1.0))
         if self._pace:
-            self._ring.wait_room(len(sound), TIMEOUT)
+            self._ring.wait_room(len(sound), stream.TIMEOUT)
         if self.gone:
             raise DeviceLost(f"the speaker {self.name!r} is gone; see that it is connected, and start again")
         self._ring.push(sound if self._pace else self._trimmed(sound, level_db(pcm) < QUIET_DB))
@@ -311,10 +274,10 @@ class Speaker(_End):
     def drain(self) -> None:
         """Silence is sent after the reply: when the device has taken it, the reply has left its buffers."""
         self._flushing = True  # from here on running empty is no drop
-        silence = np.zeros(int(self._stream.latency * self.rate) + int(0.08 * self.rate), np.float32)
-        self._ring.wait_room(self._capacity, TIMEOUT)
+        silence = np.zeros(int(self.device_latency * self.rate) + int(0.08 * self.rate), np.float32)
+        self._ring.wait_room(self._capacity, stream.TIMEOUT)
         self._ring.push(silence)
-        self._ring.wait_room(self._capacity, TIMEOUT)
+        self._ring.wait_room(self._capacity, stream.TIMEOUT)
 
     def abort(self) -> None:
         self.close()

@@ -3,171 +3,172 @@
 What is here has the shape of `loop.Source` or `loop.Sink`, and needs no sound device.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
-import secrets
+import threading
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-import soundfile
-import soxr
 
 from ..errors import AudioError
 from ..inputs import Samples
+from ..terminal.outputs import Output, named_errors
+from . import decoding
+from .decoding import FILE_RATES
 
-BLOCK = 1 << 16  # sample times that are decoded at once
-FILE_RATES = (1_000, 1_000_000)  # Hz; a rate outside is a broken header, and resampling it would fill the memory
+__all__ = ["FILE_RATES", "FileSink", "FileSource", "pcm16", "read_sound"]
+
 WAV_SAMPLES = (2**32 - 64) // 2  # what the header of a 16-bit WAV file can say: a day at 24 kHz
+WAV_SUFFIXES = ("", ".wav", ".wave")
 
 
 def read_sound(path: str | os.PathLike[str], sample_rate: int) -> Samples:
-    """Reads a WAV, FLAC, OGG or MP3 file of any rate and channels as mono float32 [N] at `sample_rate` Hz.
+    """Reads a sound file of any rate and channels as mono float32 [N] at `sample_rate` Hz.
 
-    NaN and infinite samples stay where they are, for the session to count and replace.
+    WAV, FLAC, OGG, MP3 and others that libsndfile knows; with the package `av` also m4a, mp4, webm and what else FFmpeg
+    knows. "-" is standard input. NaN and infinite samples stay where they are, for the session to count and replace.
     Raises AudioError for a file that is missing, unreadable, not sound or empty.
     """
-    _check_readable(path)
-    try:
-        with soundfile.SoundFile(path) as sound:
-            rate = sound.samplerate
-            mono = _read_mono(sound)
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless .raw file
-        raise AudioError(f"{path}: not a sound file that can be read, expected WAV, FLAC, OGG or MP3") from error
-    if not FILE_RATES[0] <= rate <= FILE_RATES[1]:
-        raise AudioError(f"{path}: has a sample rate of {rate} Hz, expected {FILE_RATES[0]} to {FILE_RATES[1]} Hz")
-    samples = _resample(mono, rate, sample_rate)
-    if not len(samples):
-        raise AudioError(f"{path}: is empty, it holds no samples")
-    return samples
-
-
-def _check_readable(path: str | os.PathLike[str]) -> None:
-    """libsndfile calls all of these a system error."""
-    try:
-        os.stat(path)
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read: {error.strerror}") from error
-    if os.path.isdir(path):
-        raise AudioError(f"{path}: is a folder, expected a sound file")
-    if not os.access(path, os.R_OK):
-        raise AudioError(f"{path}: cannot be read: Permission denied")
-
-
-def _read_mono(sound: soundfile.SoundFile) -> Samples:
-    """Block by block, so that a file of many channels does not stand in memory."""
-    blocks = [np.zeros(0, np.float32)]
-    with np.errstate(invalid="ignore", over="ignore"):  # inf - inf: passed on as NaN
-        while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
-            blocks.append(block.mean(axis=1))
-    return np.concatenate(blocks)
-
-
-def _resample(mono: Samples, from_rate: int, to_rate: int) -> Samples:
-    """The resampling filter would smear one NaN over its whole block: NaN goes around it."""
-    if from_rate == to_rate or not len(mono):
-        return mono
-    broken = np.flatnonzero(~np.isfinite(mono))
-    mono[broken] = 0.0
-    samples: Samples = soxr.resample(mono, from_rate, to_rate)
-    if len(samples):
-        samples[np.minimum(broken * to_rate // from_rate, len(samples) - 1)] = np.nan
-    return samples
+    return np.concatenate(list(decoding.blocks_at(path, sample_rate)[1]))
 
 
 class FileSource:
-    """Samples float32 [N] as whole frames, followed by `tail` samples of silence; the last frame is padded."""
+    """Sound as whole frames, followed by `tail` samples of silence; the last frame is padded.
 
-    def __init__(self, samples: Samples, frame_size: int, tail: int = 0) -> None:
+    `samples` is float32 [N], or blocks of it as they are decoded, of which `expected` says how many samples there will
+    be. `length` is how many there are, tail included and padding not; None until that is known, which is at the latest
+    when the last frame has been read.
+    """
+
+    latency = None
+
+    def __init__(self, samples: Samples | Iterable[Samples], frame_size: int, tail: int = 0, expected: int = 0) -> None:
         self.drops, self.lost_seconds, self.backlog = 0, 0.0, 0.0
-        self.length = len(samples) + tail  # without the padding
-        self._samples = samples
-        self._frame_size = frame_size
-        self._position = 0
+        self.length: int | None = None
+        self.last = np.zeros(frame_size, np.float32)
+        """The frame that was read last."""
+        self._blocks: Iterator[Samples] = iter([samples] if isinstance(samples, np.ndarray) else samples)
+        self._expected = (len(samples) if isinstance(samples, np.ndarray) else expected) + tail
+        self._buffer = np.zeros(0, np.float32)
+        self._taken, self._tail, self._frame_size, self._ended = 0, tail, frame_size, False
+        self._look_ahead()
+
+    @property
+    def expected(self) -> int:
+        """How many samples there will be, as far as can be known; 0 where it cannot."""
+        return self._expected if self.length is None else self.length
+
+    def _look_ahead(self) -> None:
+        """Decodes more than a frame, so that the length is known when the last frame is read."""
+        while self.length is None and len(self._buffer) <= self._frame_size:
+            block = next(self._blocks, None)
+            if block is None:
+                self.length = self._taken + len(self._buffer) + self._tail
+            else:
+                self._buffer = np.concatenate([self._buffer, block])
 
     def read(self) -> Samples | None:
-        if self._position >= self.length:
+        if self._ended or (self.length is not None and self._taken >= self.length):
             return None
-        part = self._samples[self._position : self._position + self._frame_size]
-        frame = np.zeros(self._frame_size, np.float32)
-        frame[: len(part)] = part
-        self._position += self._frame_size
-        return frame
+        part, self._buffer = self._buffer[: self._frame_size], self._buffer[self._frame_size :]
+        self.last = np.pad(part, (0, self._frame_size - len(part)))
+        self._taken += self._frame_size
+        self._look_ahead()
+        return self.last
 
     def end(self) -> None:
-        self._position = self.length
+        self._ended = True
 
     def close(self) -> None:
         self.end()
+        if isinstance(self._blocks, Generator):
+            self._blocks.close()
 
 
 class FileSink:
-    """A 16-bit mono WAV file of at most `length` samples.
+    """A 16-bit mono WAV file of at most `length` samples (which may be known later: a function that says it, or None).
 
-    It grows under another name in the same folder and is renamed by `close`: under `path` there is never a
-    half-written file. Raises AudioError if it cannot be written, as far as can be known when it is created.
+    It grows under another name in the same folder and is renamed by `close`: under `path` there is never a half-written
+    file. An earlier file stays and a free number is taken, unless `overwrite` is given. Raises AudioError if it cannot
+    be written, as far as can be known when it is created. `keep` and `abort` may be called from any thread.
     """
 
-    def __init__(self, path: str | os.PathLike[str], sample_rate: int, length: int | None = None) -> None:
-        self.drops, self.lost_seconds = 0, 0.0
-        self.path = Path(path)
-        self._target = Path(os.path.realpath(path))  # a link stays a link
-        self._part = self._target.with_name(f".{self._target.name}.{secrets.token_hex(4)}.part")
-        self._left = WAV_SAMPLES if length is None else min(length, WAV_SAMPLES)
-        self._check_target()
-        with self._named_errors():
-            self._file: BinaryIO = open(self._part, "xb")  # noqa: SIM115
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        sample_rate: int,
+        length: int | Callable[[], int | None] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.drops, self.lost_seconds, self.written = 0, 0.0, 0
+        self._length = length
+        if Path(path).suffix.lower() not in WAV_SUFFIXES:
+            raise AudioError(f"{os.fspath(path)}: the reply is written as WAV; give it a name that ends in .wav")
+        self._output = Output(path, overwrite)
+        self._closing = threading.Lock()
+        self._file = os.fdopen(self._output.file, "wb", closefd=False)
         self._wave: wave.Wave_write | None = wave.open(self._file, "wb")  # noqa: SIM115
         self._wave.setparams((1, 2, sample_rate, 0, "NONE", "not compressed"))
 
-    def _check_target(self) -> None:
-        kind = self.path.suffix[1:].upper()
-        if kind != "WAV" and kind in soundfile.available_formats():
-            raise AudioError(f"{self.path}: the reply is written as WAV; give it a name that ends in .wav")
-        if not os.path.exists(self._target):
-            return
-        if not os.path.isfile(self._target):
-            raise AudioError(f"{self.path}: cannot be written: it is not a regular file")
-        if not os.access(self._target, os.W_OK):  # renaming would replace it all the same
-            raise AudioError(f"{self.path}: cannot be written: Permission denied")
-
-    @contextlib.contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise AudioError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+    @property
+    def path(self) -> Path:
+        """Where it is, or will be."""
+        return self._output.path
 
     def write(self, pcm: Samples) -> None:
-        if self._wave is None:
-            raise AudioError(f"{self.path}: cannot be written: it is closed")
-        kept = pcm[: self._left]
-        self._left -= len(kept)
-        pcm16 = np.rint(np.clip(np.nan_to_num(kept, nan=0.0), -1.0, 1.0) * 32767.0).astype("<i2")
-        with self._named_errors():
-            self._wave.writeframesraw(pcm16.tobytes())
+        with self._closing:
+            if self._wave is None:
+                raise AudioError(f"{self.path}: cannot be written: it is closed")
+            kept = pcm[: self._left()]
+            with named_errors(self.path):
+                self._wave.writeframesraw(pcm16(kept))
+                self._file.flush()
+            self.written += len(kept)
+
+    def _left(self) -> int:
+        length = self._length() if callable(self._length) else self._length
+        return min(WAV_SAMPLES if length is None else length, WAV_SAMPLES) - self.written
 
     def drain(self) -> None:
         """A file is played by nobody."""
 
     def close(self) -> None:
-        if self._wave is None:
-            return
-        try:
-            with self._named_errors():
-                self._wave.close()  # writes the length into the header
-                self._file.close()
-                os.replace(self._part, self._target)
-            self._wave = None
-        finally:
+        with self._closing:
+            if self._wave is None:
+                return
+            try:
+                with named_errors(self.path):
+                    self._wave.close()  # writes the length into the header
+                    self._file.close()
+                self._wave = None
+                self._output.keep()
+            finally:
+                self._abort()
+
+    def keep(self) -> None:
+        """As `close` where anything was written, or else as `abort`."""
+        if self.written:
+            self.close()
+        else:
             self.abort()
 
     def abort(self) -> None:
-        if self._wave is None:
-            return
-        for step in (self._wave.close, self._file.close, self._part.unlink):
-            with contextlib.suppress(OSError):
-                step()
-        self._wave = None
+        with self._closing:
+            self._abort()
+
+    def _abort(self) -> None:
+        file, self._wave = self._wave, None
+        if file is not None:
+            for step in (file.close, self._file.close):
+                with contextlib.suppress(OSError):
+                    step()
+        self._output.abort()
+
+
+def pcm16(sound: Samples) -> bytes:
+    """float32 -> 16-bit little-endian samples; what is no number is silence."""
+    return np.rint(np.clip(np.nan_to_num(sound, nan=0.0), -1.0, 1.0) * 32767.0).astype("<i2").tobytes()

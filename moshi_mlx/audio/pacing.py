@@ -11,6 +11,7 @@ from collections import deque
 
 import numpy as np
 
+from ..conversation.speech import level_db as level_db
 from ..inputs import Samples
 
 LIMIT = 0.4  # seconds of latency beyond which sound is dropped in the middle of a word
@@ -22,12 +23,6 @@ NOISE_DB = (-90.0, -35.0)
 PATIENCE = 6  # frames for which a reply may queue in vain before some of it is dropped while it sounds
 CALM_SECONDS = 10.0  # without an underrun, before the output buffer shrinks by a step
 FADE_SECONDS = 0.005
-
-
-def level_db(sound: Samples) -> float:
-    """The power of `sound` relative to full scale, in dB; -120 for digital silence."""
-    power = float(np.mean(np.square(sound, dtype=np.float64))) if len(sound) else 0.0
-    return 10.0 * float(np.log10(max(power, 1e-12)))
 
 
 class Silence:

@@ -6,8 +6,9 @@ sounddevice is imported where it is used, so that sound files need no PortAudio.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ..errors import AudioError
@@ -45,19 +46,31 @@ def _module() -> Any:
     return sounddevice
 
 
-def devices() -> list[Device]:
-    """All devices that PortAudio finds. Raises AudioError where there is no PortAudio."""
+@contextlib.contextmanager
+def _calls() -> Iterator[Any]:
+    """The module. Any of its calls may fail, also those that list devices, while a sound system is down."""
     sounddevice = _module()
-    hosts = sounddevice.query_hostapis()
-    defaults = dict(zip(("Input", "Output"), sounddevice.default.device, strict=True))
-    return [
-        Device(
-            number, info["name"], hosts[info["hostapi"]]["name"], info["max_input_channels"],
-            info["max_output_channels"], info["default_samplerate"],
-            tuple(direction for direction, default in defaults.items() if default == number),
-        )
-        for number, info in enumerate(sounddevice.query_devices())
-    ]  # fmt: skip
+    try:
+        yield sounddevice
+    except (sounddevice.PortAudioError, OSError, ValueError, LookupError) as error:
+        if isinstance(error, AudioError):
+            raise
+        raise AudioError(f"no sound device can be used ({error}); {HINT}") from error
+
+
+def devices() -> list[Device]:
+    """All devices that PortAudio finds. Raises AudioError where there is no PortAudio, or it does not answer."""
+    with _calls() as sounddevice:
+        hosts = sounddevice.query_hostapis()
+        defaults = dict(zip(("Input", "Output"), sounddevice.default.device, strict=True))
+        return [
+            Device(
+                number, info["name"], hosts[info["hostapi"]]["name"], info["max_input_channels"],
+                info["max_output_channels"], info["default_samplerate"],
+                tuple(direction for direction, default in defaults.items() if default == number),
+            )
+            for number, info in enumerate(sounddevice.query_devices())
+        ]  # fmt: skip
 
 
 def find(wanted: str | None, direction: str) -> Device:
@@ -80,49 +93,57 @@ def find(wanted: str | None, direction: str) -> Device:
     if wanted is None:
         raise AudioError(f"no {what} can be opened (there is no default one); {HINT}")
     if found:
-        raise AudioError(f"{what}: {wanted!r} is {', '.join(repr(d.name) for d in found)}; give a number or more of "
-                         "the name (--list-devices shows them)")  # fmt: skip
-    raise AudioError(f"{what}: got {wanted!r}, which no {what} is called or numbered; --list-devices shows them")
+        raise AudioError(f"{what}: {wanted!r} matches several {what}s: {', '.join(repr(d.name) for d in found)}; give "
+                         "a number or more of the name (--list-devices shows them)")  # fmt: skip
+    raise AudioError(f"{what}: no {what} has the name or number {wanted!r}; --list-devices shows them")
 
 
 def open_stream(
     direction: str, device: Device, rates: list[int], callback: Callable[..., None], ended: Callable[[], None]
 ) -> tuple[Any, int]:
-    """-> a running stream of one channel, and its rate: the first of `rates` that the device takes.
+    """-> a running stream, and its rate: the first of `rates` that the device takes, on as few channels as it takes.
 
-    `ended` is called when it stops, whoever stopped it. Raises AudioError where it cannot be opened.
+    One channel, or where a device knows no such thing two, or all it has. `ended` is called when it stops, whoever
+    stopped it. Raises AudioError where it cannot be opened.
     """
     sounddevice = _module()
     failure: Exception | None = None
-    for rate in rates:
+    most = device.inputs if direction == "Input" else device.outputs
+    for rate, channels in itertools.product(rates, sorted({1, min(2, most), most})):
+        stream = None
         try:
             stream = getattr(sounddevice, f"{direction}Stream")(
-                rate, round(rate * BLOCK_SECONDS), device=device.number, channels=1, dtype="float32", latency="low",
-                callback=callback, finished_callback=ended,
+                rate, round(rate * BLOCK_SECONDS), device=device.number, channels=channels, dtype="float32",
+                latency="low", callback=callback, finished_callback=ended,
             )  # fmt: skip
             stream.start()
         except (sounddevice.PortAudioError, OSError, ValueError) as error:
             failure = failure or error
+            if stream is not None:  # it opened, and did not start
+                close_stream(stream)
         else:
             return stream, rate
     raise AudioError(f"no {NAMES[direction]} can be opened ({failure}); {HINT}") from failure
 
 
 def close_stream(stream: Any) -> None:
-    """Stops a stream at once, also one whose device is gone."""
+    """Stops a stream, also one whose device is gone. macOS takes 100 ms for that and more, sometimes seconds."""
     if stream.closed:
         return
-    with contextlib.suppress(_module().PortAudioError):
-        stream.abort()
-    with contextlib.suppress(_module().PortAudioError):
-        stream.close()
+    for step in (stream.abort, stream.close):
+        with contextlib.suppress(AudioError), _calls():
+            step()
 
 
 def look_again() -> None:
-    """PortAudio lists devices once: start it anew. All streams must be closed."""
-    sounddevice = _module()
-    sounddevice._terminate()
-    sounddevice._initialize()
+    """PortAudio lists devices once: start it anew. All streams must be closed.
+
+    Raises AudioError where it does not start, which a sound system that is down makes it do; then try again later.
+    """
+    with contextlib.suppress(AudioError), _calls() as sounddevice:  # it may never have started
+        sounddevice._terminate()
+    with _calls() as sounddevice:
+        sounddevice._initialize()
 
 
 def same_case(microphone: str, speaker: str) -> bool:

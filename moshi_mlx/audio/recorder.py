@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import numpy as np
 
 from ..conversation.loop import Moment
 from ..errors import AudioError
+from ..terminal.outputs import Output, named_errors, replace, write_all
+from .files import pcm16
 
 JSON_SECONDS = 1.0  # between two versions of the words
 LARGEST_RIFF = 2**32 - 1  # what a plain WAV header can say; beyond it the file turns into RF64 (EBU Tech 3306)
@@ -61,16 +64,17 @@ class Words:
 
     def finish(self) -> None:
         """No more pieces of the word at hand come."""
-        self.done += self._at_hand()
+        self.done += self.at_hand()
         self._word = ""
 
-    def _at_hand(self) -> list[str]:
+    def at_hand(self) -> list[str]:
+        """The word that may still go on, or none."""
         word = {"word": self._word, "start": round(self._start, 3), "end": round(self._end, 3)}
         return [json.dumps(word, ensure_ascii=False)] if self._word else []
 
     def __str__(self) -> str:
         """All of them, the one at hand included, as a JSON list of a line each."""
-        return "[\n  " + ",\n  ".join(self.done + self._at_hand()) + "\n ]"
+        return "[\n  " + ",\n  ".join(self.done + self.at_hand()) + "\n ]"
 
 
 class Recorder:
@@ -78,37 +82,41 @@ class Recorder:
 
     Left and right of one sample are what Moshi heard and what it said to that in the same frame; a listener heard the
     right side later, by the latency. Sound that was dropped is in neither; `drops` of the JSON file says when and how
-    much. Raises AudioError for a path that cannot be written, as far as can be known beforehand.
+    much. An earlier recording stays and a free number is taken (`path` and `json_path` say which), unless `overwrite`
+    is given. Raises AudioError for a path that cannot be written, as far as can be known beforehand.
     """
 
-    def __init__(self, path: str | os.PathLike[str], sample_rate: int, frame_size: int) -> None:
-        self.path = Path(path)
-        self.json_path = self.path.with_suffix(".json")
+    def __init__(
+        self, path: str | os.PathLike[str], sample_rate: int, frame_size: int, overwrite: bool = False
+    ) -> None:
+        if Path(path).suffix.lower() != ".wav":
+            raise AudioError(f"{path}: the conversation is recorded as WAV; give it a name that ends in .wav")
+        self._output = Output(path, overwrite, also=(".json",))
         self._rate, self._frame_seconds = sample_rate, frame_size / sample_rate
-        self._file: int | None = None
-        self._bytes = 0
-        self._words, self._frames, self._lost = Words(self._frame_seconds), 0, (0.0, 0.0)
+        self._bytes, self._frames, self._lost = 0, 0, (0.0, 0.0)
+        self._words = Words(self._frame_seconds)
         self._drops: list[dict[str, Any]] = []
         self._resets: list[float] = []
         self._written = -JSON_SECONDS
-        self._check()
+        self._closing, self._closed = threading.Lock(), False
 
-    def _check(self) -> None:
-        if self.path.suffix.lower() != ".wav":
-            raise AudioError(f"{self.path}: the conversation is recorded as WAV; give it a name that ends in .wav")
-        for path in (self.path, self.json_path):
-            folder = path.parent
-            if not folder.is_dir():
-                raise AudioError(f"{path}: cannot be written: there is no folder {folder}")
-            if path.exists() and not path.is_file():
-                raise AudioError(f"{path}: cannot be written: it is not a regular file")
-            if not os.access(path if path.exists() else folder, os.W_OK):
-                raise AudioError(f"{path}: cannot be written: Permission denied")
+    @property
+    def path(self) -> Path:
+        """Where the sound is, or will be."""
+        return self._output.path
+
+    @property
+    def json_path(self) -> Path:
+        """Where the words are, or will be."""
+        return self.path.with_suffix(".json")
 
     def __call__(self, moment: Moment) -> None:
         """Writes one frame."""
-        try:
-            self._write_sound(np.stack([moment.heard, moment.said], axis=1))
+        with self._closing:
+            if self._closed:
+                return
+            with named_errors(self.path):
+                self._write_sound(np.stack([moment.heard, moment.said], axis=1))
             if moment.reset:
                 self._words.finish()
                 self._resets.append(round(self._frames * self._frame_seconds, 3))
@@ -117,16 +125,18 @@ class Recorder:
             self._frames += 1
             if time.monotonic() - self._written >= JSON_SECONDS:
                 self._write_json()
-        except OSError as error:
-            raise AudioError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
     def _write_sound(self, stereo: np.ndarray) -> None:
-        if self._file is None:
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        pcm16 = np.rint(np.clip(np.nan_to_num(stereo, nan=0.0), -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
-        _write_at(self._file, pcm16, HEADER_BYTES + self._bytes)  # first the sound, then the header that tells of it
-        self._bytes += len(pcm16)
-        _write_at(self._file, _header(self._rate, self._bytes), 0)
+        """First the sound, then the header that tells of it: what does not fit a full disk was never there."""
+        data = pcm16(stereo)
+        try:
+            _write_at(self._output.file, data, HEADER_BYTES + self._bytes)
+            _write_at(self._output.file, _header(self._rate, self._bytes + len(data)), 0)
+        except OSError:
+            os.ftruncate(self._output.file, HEADER_BYTES + self._bytes if self._bytes else 0)
+            raise
+        self._bytes += len(data)
+        self._output.settle()
 
     def _note_losses(self, moment: Moment) -> None:
         for side, before, now in zip(("user", "moshi"), self._lost, moment.lost, strict=True):
@@ -144,33 +154,23 @@ class Recorder:
             "resets": self._resets,
         }
         head = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
-        replace(self.json_path, f'{{\n {head},\n "words": {self._words}\n}}\n')
+        with named_errors(self.json_path):
+            replace(self.json_path, f'{{\n {head},\n "words": {self._words}\n}}\n')
         self._written = time.monotonic()
 
     def close(self) -> None:
         """Writes the last words. May be called twice, and from a thread that ends a program that hangs."""
-        if self._file is None:
-            return
-        file, self._file = self._file, None
-        try:
-            self._write_json()
-            os.close(file)
-        except OSError as error:
-            raise AudioError(f"{self.json_path}: cannot be written: {error.strerror or error}") from error
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                if self._frames:
+                    self._write_json()
+            finally:
+                self._output.abort()  # what was written is in its place
 
 
 def _write_at(file: int, data: bytes, position: int) -> None:
-    """All of `data`: a full disk may take a part first."""
     os.lseek(file, position, os.SEEK_SET)
-    while data:
-        data = data[os.write(file, data) :]
-
-
-def replace(path: Path, text: str) -> None:
-    """Writes a file under another name and renames it: under `path` there is never half of it."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_all(file, data)

@@ -31,6 +31,7 @@ from .safetensors import Tensor, stored
 
 SAMPLING_NAMES = {"temp": "temperature", "temp_text": "text_temperature", "top_k": "top_k", "top_k_text": "text_top_k"}
 PERSONAPLEX = "personaplex"
+KIND_KEYS = ("model_type", "version", "stt_config", "tts_config")
 LORA_KEYS = ("lora", "lora_name", "lora_rank", "lora_scaling")
 
 

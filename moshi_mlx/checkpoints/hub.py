@@ -194,9 +194,10 @@ def _download(name: str, revision: str | None, only: Only, more: Collection[str]
         return folder
     small = [file for file in (*SMALL, *more) if file in listed]
     folder = Path(_fetch(name, _snapshot, name, small, revision)) if small else None
+    only = None if only == "config" and folder is None else only  # then the weights alone say the sizes
     wanted = _wanted(listed, folder, only)
     absent = [file for file in wanted if file not in listed]
-    if absent or not (wanted or (only == "config" and folder)):
+    if absent or not (wanted or only == "config"):
         what = f"{clipped(absent[0])}, which its {CONFIG_NAME} names" if absent else "file that Moshi is loaded from"
         raise CheckpointError(f"{name}: this repository of the hub has no {what}; is it another model's?")
     return Path(_fetch(name, _snapshot, name, wanted, commit)) if wanted else folder  # type: ignore[return-value]

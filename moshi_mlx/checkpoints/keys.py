@@ -23,15 +23,13 @@ class Keys:
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.where = where
-        self._null = {key for key, value in values.items() if value is None}
         self._left = {key: value for key, value in values.items() if value is not None}
 
     def take(self, key: str, kind: type[T], default: Any = _MISSING) -> Any:
         """The value of a key, of a kind. Raises ConfigError where it is of another, or missing without a default."""
         value = self._left.pop(key, default)
         if value is _MISSING:
-            got = f"is None, expected {_WORDS[kind]}" if key in self._null else "is missing"
-            raise ConfigError(f"{self.where}: key {key!r} {got}")
+            raise ConfigError(f"{self.where}: key {key!r} is missing")
         if value is default:
             return value
         accepted = {float: (int, float), list: (list, tuple)}.get(kind, (kind,))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, brief
 from .safetensors import TensorInfo
 
 PARTS = ("weight", "scales", "biases")
@@ -48,12 +48,12 @@ class Quantization(NamedTuple):
 
 def checked(bits: Any, group_size: Any, mode: Any, where: str) -> Quantization:
     """The quantization of these values. Raises ConfigError for what no kernel has."""
-    if mode not in MODES:
-        raise ConfigError(f"{where}: mode is {mode!r}, expected one of {', '.join(MODES)}")
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ConfigError(f"{where}: mode is {brief(mode)}, expected one of {', '.join(MODES)}")
     for name, value, known in zip(("bits", "group size"), (bits, group_size), MODES[mode], strict=True):
-        if isinstance(value, bool) or value not in known:
+        if type(value) is not int or value not in known:
             options = " or ".join(str(option) for option in sorted(known))
-            raise ConfigError(f"{where}: {mode} quantization has no {name} {value!r}, expected {options}")
+            raise ConfigError(f"{where}: {mode} quantization has no {name} {brief(value)}, expected {options}")
     return Quantization(bits, group_size, mode)
 
 
@@ -66,7 +66,8 @@ def of_tensors(infos: Mapping[str, TensorInfo], stem: str, shape: tuple[int, ...
         return None
     weight, scales = (infos[f"{stem}.{part}"] for part in ("weight", "scales"))
     affine, (rows, width) = f"{stem}.biases" in infos, shape
-    bits, group_size = (weight.shape[-1] * 32 / width, width / max(1, scales.shape[-1]))
+    packed, groups = (next(reversed(info.shape), 0) for info in (weight, scales))  # none of a scalar
+    bits, group_size = packed * 32 / width, width / max(1, groups)
     for mode, (all_bits, sizes) in MODES.items():
         if (mode == "affine") == affine and bits in all_bits and group_size in sizes:
             found = Quantization(int(bits), int(group_size), mode)
@@ -74,7 +75,7 @@ def of_tensors(infos: Mapping[str, TensorInfo], stem: str, shape: tuple[int, ...
             if all(infos[f"{stem}.{part}"].shape == info.shape for part, info in wanted.items()):
                 return found
     raise CheckpointError(
-        f"{where}: tensor {stem + '.weight'!r}: quantized shapes {list(weight.shape)} and {list(scales.shape)} give "
+        f"{where}: tensor {stem + '.weight'!r}: quantized shapes {brief(weight.shape)} and {brief(scales.shape)} give "
         f"{bits:g} bits in groups of {group_size:g} for {rows} rows of {width} inputs, which no quantization has; "
         "config and tensors contradict"
     )
@@ -93,15 +94,17 @@ def of_all(
 def check_block(block: Any, found: Mapping[str, Quantization | None], where: str) -> None:
     """Hold config.json's `quantization` against what the tensors are. Raises ConfigError where they contradict."""
     if not isinstance(block, dict):
-        raise ConfigError(f"{where}: key 'quantization' is {block!r}, expected an object")
+        raise ConfigError(f"{where}: key 'quantization' is {brief(block)}, expected an object")
     if not any(found.values()):
-        raise ConfigError(f"{where}: key 'quantization' is {block!r}, but no tensor is quantized")
+        raise ConfigError(f"{where}: key 'quantization' is {brief(block)}, but no tensor is quantized")
     general = {name: block[name] for name in ("bits", "group_size", "mode") if name in block}
     for path, value in block.items():
         if path not in general and path not in found:
-            raise ConfigError(f"{where}: key 'quantization' names {path!r}, which is no matrix of this model")
+            raise ConfigError(f"{where}: key 'quantization' names {brief(path)}, which is no matrix of this model")
         if path not in general and not isinstance(value, (dict, bool)):
-            raise ConfigError(f"{where}: key 'quantization' has {value!r} for {path!r}, expected an object or false")
+            raise ConfigError(
+                f"{where}: key 'quantization' has {brief(value)} for {brief(path)}, expected an object or false"
+            )
     for path, actual in found.items():
         value = block.get(path, True)
         if actual is None and not isinstance(value, dict):

@@ -299,6 +299,7 @@ def read_tokenizer(path: Path, config: MoshiConfig) -> Any:
     try:
         tokenizer = SentencePieceProcessor(model_proto=content)
         pieces = tokenizer.vocab_size()
+        tokenizer.id_to_piece(list(range(pieces)))  # what is no text is found now, not in a conversation
     except (RuntimeError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a sentencepiece model") from error
     if pieces != config.vocab_size:

@@ -22,8 +22,8 @@ from .. import inputs
 from ..errors import InputError
 from ..models.config import MoshiConfig
 from ..models.moshi import Moshi
-from ..models.sampling import MOSHI, Sampling, SamplingSettings, noise
-from ..models.state import State, where
+from ..models.sampling import MOSHI, RowSampling, Sampling, SamplingSettings, noise
+from ..models.state import State, keep_paused
 
 Adjust = Callable[[mx.array], mx.array]
 """Text logits [B, vocab] -> those that the text token is drawn from."""
@@ -33,8 +33,8 @@ Adjust = Callable[[mx.array], mx.array]
 class DuplexSampling:
     """How the two kinds of tokens are drawn. The defaults are the reference's."""
 
-    text: Sampling = field(default=Sampling.of(MOSHI, "text_"))
-    audio: Sampling = field(default=Sampling.of(MOSHI))
+    text: Sampling | RowSampling = field(default=Sampling.of(MOSHI, "text_"))
+    audio: Sampling | RowSampling = field(default=Sampling.of(MOSHI))
 
     @classmethod
     def of(cls, settings: SamplingSettings) -> DuplexSampling:
@@ -176,7 +176,7 @@ def voice(model: Moshi, column: mx.array, offset: mx.array, decoder: State) -> t
     """The sound [B, frame_size] of a column of codes [B, num_codebooks] before position `offset` [B]; decoder state."""
     longest = max(delays_of(model.config)[0])
     if longest > 1:  # with less, the first step after priming has a column already
-        decoder = where(offset - 1 <= longest, model.audio_encoder.init_decoder_state(len(offset)), decoder)
+        decoder = keep_paused(offset - 1 > longest, decoder, model.audio_encoder.init_decoder_state(len(offset)))
     sound, decoder = model.audio_encoder.decode_step(column[:, :, None], decoder)
     return sound, decoder
 
@@ -260,6 +260,8 @@ def _codes(
 def draw_noise(model: Moshi, keys: mx.array, sampling: DuplexSampling) -> tuple[mx.array, mx.array, mx.array]:
     """Noise for the text token and, codebook after codebook, for the codes; and the next frame's keys."""
     config = model.config
-    codes = config.num_codebooks * sampling.audio.candidates(config.audio_vocab_size)
-    (text_noise, code_noise), keys = noise(keys, [sampling.text.candidates(config.vocab_size), codes])
+    counts = [0, 0]
+    if not (sampling.text.greedy and sampling.audio.greedy):  # the noise of one does not depend on the other's settings
+        counts = [config.vocab_size, config.num_codebooks * config.audio_vocab_size]
+    (text_noise, code_noise), keys = noise(keys, counts)
     return text_noise, code_noise, keys

@@ -8,13 +8,15 @@ from __future__ import annotations
 import threading
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ..inputs import Samples
+
+HOLD_SECONDS = 0.8  # a key's repeat begins after half a second on most systems
 
 
 class Frame(Protocol):
@@ -56,6 +58,10 @@ class Source(End, Protocol):
     def backlog(self) -> float:
         """Seconds of sound that wait to be read."""
 
+    @property
+    def latency(self) -> float | None:
+        """Seconds from when the frame read last began to be captured to when its reply plays; None for files."""
+
     def read(self) -> Samples | None:
         """Waits for the next frame, float32 [frame_size], and returns it; None at the end."""
 
@@ -89,6 +95,7 @@ class Moment(NamedTuple):
     drops: tuple[int, int]  # so far, in and out
     lost: tuple[float, float]  # seconds of sound dropped so far, in and out
     reset: bool = False  # a new conversation began with this frame
+    latency: float | None = None  # seconds from hearing this frame to playing its reply, where there are devices
 
 
 class Controls:
@@ -97,7 +104,19 @@ class Controls:
     def __init__(self) -> None:
         self.muted = False
         """Moshi hears silence."""
+        self.push_to_talk = False
+        """Moshi hears silence, but for HOLD_SECONDS after each `press`."""
+        self._held_until = -1.0
         self._reset = threading.Event()
+
+    def press(self) -> None:
+        """The key to talk is down; it repeats while it is held."""
+        self._held_until = time.monotonic() + HOLD_SECONDS
+
+    @property
+    def deaf(self) -> bool:
+        """Whether Moshi hears silence just now."""
+        return self.muted or (self.push_to_talk and time.monotonic() > self._held_until)
 
     def reset(self) -> None:
         """Begin a new conversation with the next frame."""
@@ -121,6 +140,7 @@ class Statistics:
     input_lost: float = 0.0  # seconds
     output_lost: float = 0.0
     nonfinite_samples: int = 0  # NaN or infinite, replaced by silence
+    latencies: array[float] = field(default_factory=lambda: array("d"))  # of each frame, where there are devices
 
     @property
     def frames(self) -> int:
@@ -135,13 +155,34 @@ class Statistics:
         """The processing time of a frame, in ms, that `percent` % of the frames stay within."""
         return 1000.0 * float(np.percentile(self.times, percent)) if self.frames else 0.0
 
+    @property
+    def latency(self) -> float | None:
+        """The median, in seconds, from hearing to playing the reply; None where nothing is played live."""
+        return float(np.median(self.latencies)) if self.latencies else None
+
     def __str__(self) -> str:
-        return (
-            f"{self.frames} frames, real-time factor {self.real_time_factor:.2f} (processing time / sound time), "
-            f"frame time p50 {self.percentile_ms(50):.1f} ms, p95 {self.percentile_ms(95):.1f} ms, "
-            f"drops {self.input_drops} in ({self.input_lost:.2f} s), {self.output_drops} out "
-            f"({self.output_lost:.2f} s), NaN or infinite samples replaced by silence {self.nonfinite_samples}"
+        if not self.frames:
+            return "no sound: 0 frames"
+        line = (
+            f"{self.frames * self.frame_seconds:.1f} s of sound in {sum(self.times):.1f} s "
+            f"({self.real_time_factor:.2f}×); {self.percentile_ms(50):.0f} ms a frame, "
+            f"95% within {self.percentile_ms(95):.0f}"
         )
+        return line + "".join(f"; {part}" for part in self._troubles())
+
+    def _troubles(self) -> Iterator[str]:
+        if self.latency is not None:
+            yield f"reply {1e3 * self.latency:.0f} ms after you (median)"
+        if self.input_drops:
+            yield f"{self.input_lost:.2f} s of your sound dropped, {_times(self.input_drops)}"
+        if self.output_drops:
+            yield f"Moshi's sound interrupted {_times(self.output_drops)}, {self.output_lost:.2f} s of it left out"
+        if self.nonfinite_samples:
+            yield f"{self.nonfinite_samples} NaN or infinite samples heard as silence"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 Observer = Callable[[Moment], None]
@@ -172,8 +213,10 @@ def run(
         reset = controls.take_reset()
         if reset:
             session.reset()
-        moment = _frame(session, np.zeros_like(pcm) if controls.muted else pcm, source, sink, statistics.frames)
+        moment = _frame(session, np.zeros_like(pcm) if controls.deaf else pcm, source, sink, statistics.frames)
         statistics.times.append(moment.seconds)
+        if moment.latency is not None:
+            statistics.latencies.append(moment.latency)
         for observe in observers:
             observe(moment._replace(reset=reset))
     if not stop.is_set():
@@ -191,4 +234,5 @@ def _frame(session: Session, pcm: Samples, source: Source, sink: Sink, number: i
     said = np.zeros(session.frame_size, np.float32) if frame.pcm is None else frame.pcm
     sink.write(said)
     drops, lost = (source.drops, sink.drops), (source.lost_seconds, sink.lost_seconds)
-    return Moment(number, pcm, said, frame, started, seconds, source.backlog, drops, lost)
+    waits, latency = source.backlog, source.latency
+    return Moment(number, pcm, said, frame, started, seconds, waits, drops, lost, latency=latency)

@@ -31,6 +31,7 @@ from . import duplex, streams
 from .duplex import Adjust, DuplexSampling
 
 FILE_KIND = "moshi_mlx prompt 1"
+FIRST_VALUES = 8
 
 
 class Columns(NamedTuple):
@@ -163,12 +164,18 @@ def in_bits(prompt: Prefilled, kv_bits: int | None) -> Prefilled:
 
 
 def fingerprint(model: Moshi) -> str:
-    """What tells models apart whose prompts must not be mixed up: their sizes and one of their vectors."""
-    config = model.config
-    sizes = [config.vocab_size, config.hidden_size, config.num_hidden_layers, config.key_value_heads, config.head_width]
-    sizes += [config.sliding_window, *config.audio_delays]
-    norm = np.array(model.decoder.model.norm.weight.astype(mx.bfloat16).astype(mx.float32))
-    return hashlib.sha256(json.dumps(sizes).encode() + norm.tobytes()).hexdigest()[:16]
+    """What tells models apart whose prompts must not be mixed up.
+
+    Sizes, and of every parameter of the temporal transformer its name, type and first values: so that another
+    fine-tune or other bits are another model.
+    """
+    config, digest = model.config, hashlib.sha256()
+    digest.update(json.dumps([config.sliding_window, config.rope_theta, config.audio_delays]).encode())
+    leaves = flatten(model.decoder.parameters())
+    digest.update(json.dumps([(name, leaf.shape, str(leaf.dtype)) for name, leaf in leaves]).encode())
+    firsts = [leaf[(0,) * (leaf.ndim - 1)][:FIRST_VALUES].astype(mx.float32) for _, leaf in leaves]
+    digest.update(np.array(mx.concatenate(firsts)).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def save(model: Moshi, prompt: Prefilled, path: str | Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from .. import inputs
 from ..errors import InputError
 from ..inputs import Turns, scalar, silenced, sound, spelled_out, tokens
 from ..models.layers.cache import reads_unseen_slots
@@ -104,7 +105,7 @@ class Session:
         self.nonfinite_samples = 0
         """Samples that were NaN, infinite or a million times too loud, and were replaced by silence, so far."""
         self._model, self._seed, self._sampling, self._kv_bits = model, seed, sampling, kv_bits
-        self.context = _checked_context(context, model.config.sliding_window)
+        self.context = checked_context(context, model.config.sliding_window)
         """The most frames that are remembered."""
         self._capacities = capacities(self.context, model.config.head_width, kv_bits)
         mimi, after_codes = model.audio_encoder, duplex.step_codes if on_text is None else duplex.hear_codes
@@ -125,9 +126,13 @@ class Session:
         self.reset()
         self._build_kernels(progress)
 
-    def reset(self) -> None:
-        """Begin a new conversation, the same as a new session with this one's settings and seed."""
+    def reset(self, seed: int | None = None) -> None:
+        """Begin a new conversation, the same as a new session with this one's settings and `seed` (None: its own).
+
+        Raises InputError for a seed that is no whole number.
+        """
         with self._turns.taken("reset"):
+            self._seed = self._seed if seed is None else inputs.seed(seed)
             self._reset()
 
     def _reset(self) -> None:
@@ -318,7 +323,7 @@ def capacities(context: int, head_dim: int, kv_bits: int | None = None) -> list[
     return sizes
 
 
-def _checked_context(context: int | None, most: int) -> int:
+def checked_context(context: int | None, most: int) -> int:
     if context is None:
         return most
     if not isinstance(context, (int, np.integer)) or isinstance(context, bool) or not 1 <= context <= most:

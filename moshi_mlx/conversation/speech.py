@@ -10,10 +10,10 @@ SILENT_SECONDS = 0.6  # once it has been for so long
 GREETING_SECONDS = 12.0  # a greeting that has not ended by then is not waited for any longer
 
 
-def level_db(pcm: np.ndarray) -> float:
-    """Root mean square of a sound, in dB of full scale."""
-    power = float(np.mean(np.square(pcm, dtype=np.float64))) if len(pcm) else 0.0
-    return 10 * float(np.log10(max(power, 1e-20)))
+def level_db(sound: np.ndarray) -> float:
+    """The power of `sound` relative to full scale, in dB; -120 for digital silence."""
+    power = float(np.mean(np.square(sound, dtype=np.float64))) if len(sound) else 0.0
+    return 10.0 * float(np.log10(max(power, 1e-12)))
 
 
 class SpeechDetector:

@@ -77,7 +77,7 @@ def _spoken(words: Iterable[tuple[Any, ...]], tokenizer: Any, frame_rate: float)
 class TextDecoder:
     """What text tokens print, one by one: nothing for padding; bytes of a character wait for the rest of it.
 
-    Where the rest does not come, U+FFFD stands for them, before whatever comes instead.
+    Where that does not come, because another piece does, U+FFFD stands in its place, in order.
     """
 
     def __init__(self, tokenizer: Any, silent_tokens: tuple[int, ...]) -> None:
@@ -93,4 +93,8 @@ def bytes_of(tokenizer: Any, token: int, silent_tokens: tuple[int, ...]) -> byte
     if tokenizer is None or token in silent_tokens or tokenizer.is_control(token):
         return b""
     piece: str = tokenizer.id_to_piece(token)
-    return bytes([int(piece[3:-1], 16)]) if tokenizer.is_byte(token) else piece.replace("\u2581", " ").encode()
+    return (
+        bytes([int(piece[3:-1], 16)])
+        if tokenizer.is_byte(token)
+        else piece.replace("\u2581", " ").encode("utf-8", "replace")
+    )

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..checkpoints import finding, huggingface_config, kyutai_config
 from ..checkpoints.disk.files import read_json
-from ..checkpoints.finding import kind_of
+from ..checkpoints.finding import KIND_KEYS, kind_of
 from ..checkpoints.hub import local_folder
 from ..checkpoints.keys import Keys, made
 from ..checkpoints.kyutai_config import text_fields
@@ -194,9 +194,9 @@ class MoshiConfig(_Written, plain.MoshiConfig):
     @classmethod
     def from_kyutai(cls, values: Mapping[str, Any], where: str, mimi: plain.MimiConfig | None = None) -> MoshiConfig:
         """From the language model's part of Kyutai's `config.json`."""
-        keys = Keys(values, where)
-        kind_of(keys)
-        return cls(**kyutai_config.moshi_fields(keys.rest(), where), audio_encoder_config=mimi or MimiConfig())
+        kind_of(Keys({name: values[name] for name in KIND_KEYS if name in values}, where))
+        said = {name: value for name, value in values.items() if name not in KIND_KEYS}
+        return cls(**kyutai_config.moshi_fields(said, where), audio_encoder_config=mimi or MimiConfig())
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path, revision: str | None = None) -> MoshiConfig:

@@ -7,7 +7,7 @@ live conversation, and `duplex.language_step` goes on.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import mlx.core as mx
 import numpy as np
@@ -129,7 +129,11 @@ def generate(
     streamer = settings.get("streamer")
     _check_streamer(streamer, len(prompt.lengths))
     count = new_token_count(settings, prompt.length, model.config.max_position_embeddings)
-    record = Record(rules, [row[0, :n] for row, n in zip(prompt.columns, prompt.lengths, strict=True)], sampling.text)
+    record = Record(
+        rules,
+        [row[0, :n] for row, n in zip(prompt.columns, prompt.lengths, strict=True)],
+        cast(Sampling, sampling.text),
+    )
     sampled = _run(model, prompt, count, sampling, seed, record, _Watch(model, prompt, streamer))
     sequences = mx.array(np.concatenate([prompt.shown, np.stack(record.new, axis=1)], axis=1).astype(np.int32))
     if not (return_audio_waveforms or return_audio_codes or return_dict_in_generate):

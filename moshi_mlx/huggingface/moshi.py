@@ -10,7 +10,8 @@ import mlx.core as mx
 from .. import inputs
 from ..conversation import prompt as prompts
 from ..conversation.asynchronous import WAITING, AsyncConversation
-from ..conversation.prompt import Prefilled
+from ..conversation.batch import Batch
+from ..conversation.prompt import Prefilled, one_row
 from ..conversation.session import Session, SessionSettings
 from ..errors import InputError
 from ..inputs import spelled_out
@@ -93,7 +94,7 @@ class MoshiForConditionalGeneration(Methods, Moshi):
                 )
             if not isinstance(prompt, (Prefilled, str, Path)):
                 raise InputError(f"prompt: got a {type(prompt).__name__}, expected what `prompt` returned, or its file")
-            return prompt if isinstance(prompt, Prefilled) else self.load_prompt(prompt)
+            return one_row(prompt) if isinstance(prompt, Prefilled) else self.load_prompt(prompt)
         return None if voice is None and persona is None else self.prompt(voice, persona)
 
     @spelled_out(SessionSettings)
@@ -107,6 +108,12 @@ class MoshiForConditionalGeneration(Methods, Moshi):
         """
         given: Any = {"voice": voice, "persona": persona, "prompt": prompt, **settings}
         return AsyncConversation(lambda: self.session(seed, **given), waiting)
+
+    def batch(
+        self, slots: int, *, kv_bits: int | None = None, context: int | None = None, progress: bool = True
+    ) -> Batch:
+        """Up to `slots` conversations in one step; see `Batch`. Raises InputError."""
+        return Batch(self, slots, kv_bits=kv_bits, context=context, progress=progress)
 
     def get_unconditional_inputs(self, num_samples: int = 1) -> UnconditionalInput:
         """Initial tokens alone, the start of a conversation without a prompt: `generate(**inputs)`."""

@@ -5,13 +5,14 @@ All of it runs on the model thread; only `end` may be called from elsewhere.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-from ..audio import portaudio
+from ..audio import defaults, portaudio
 from ..audio.devices import DeviceLost, Microphone, Speaker
 from ..audio.pacing import CatchUp, Silence, level_db
 from ..errors import AudioError
@@ -19,6 +20,14 @@ from ..inputs import Samples
 
 RETRY_SECONDS = 0.5  # PortAudio tells nobody of new devices: one has to look
 SLOW_SECONDS = 10.0  # so often at most it is said that this machine is too slow
+DEAD_SECONDS = 2.0  # of exact zeros, after which a microphone is reported
+DEAD_AGAIN_SECONDS = 60.0  # so often at most
+NOT_PERMITTED = (
+    "if it is not muted, it is not permitted: open System Settings > Privacy & Security > Microphone, allow your "
+    "terminal, then restart the terminal"
+    if sys.platform == "darwin"
+    else "see that it is not muted, and that it is the one you mean (--list-devices)"
+)
 
 Say = Callable[[str], None]
 
@@ -43,36 +52,56 @@ class Conversation:
         self._cuts, self._lost = 0, 0  # times and samples
         self._silence = Silence()
         self._say, self._clock = say, clock
+        self.latency: float | None = None
         self._began: float | None = None
-        self._said_slow = -SLOW_SECONDS
+        self._waited = 0.0
+        self._said_slow, self._said_dead = -SLOW_SECONDS, -DEAD_AGAIN_SECONDS
         self._stop = threading.Event()
+        self._changed: str | None = None
+        directions = tuple(end.direction for end in (microphone, speaker) if not end.chosen)
+        self._watch = defaults.Watch(directions, self.default_changed)
 
     def read(self) -> Samples | None:
         """The next frame of what the user says; None after `end`. Waits while a device is gone."""
-        while True:
-            try:
-                if self.speaker.gone:
-                    raise DeviceLost(f"the speaker {self.speaker.name!r} is gone")
-                if not self.microphone.fill():
-                    return None
-                break
-            except DeviceLost as lost:
-                if not self._recover(str(lost)):
-                    return None
+        while not self._listen():
+            if self._stop.is_set():
+                return None
         self._cut()
         frame = self.microphone.take()
+        self._waited = self.catch_up.frame + self.backlog
         self._silence.learn(level_db(frame))
+        self._tell_dead()
         self._began = self._clock()
         return frame
+
+    def _listen(self) -> bool:
+        """Waits for a whole frame. False after `end`, and where a device had to be opened again."""
+        try:
+            if self._changed:
+                self._changed = None
+                raise DeviceLost("the system's default device changed")
+            if self.speaker.gone:
+                raise DeviceLost(f"the speaker {self.speaker.name!r} is gone")
+            return self.microphone.fill()
+        except DeviceLost as lost:
+            self._recover(str(lost))
+            return False
 
     def write(self, pcm: Samples) -> None:
         """The reply to the frame that was read last."""
         if self._began is not None:
-            self.catch_up.stepped(self._clock() - self._began)
+            step = self._clock() - self._began
+            self.catch_up.stepped(step)
+            self.latency = self._latency(step)
         try:
             self.speaker.write(pcm)
         except DeviceLost:
             return  # said, and put right, by the next `read`
+
+    def _latency(self, step: float) -> float:
+        """From when the frame began to be captured: it filled, waited, was answered, and its answer waits to play."""
+        waits = self.speaker.wait_seconds(self.catch_up.frame)
+        return self._waited + step + waits + self.microphone.device_latency + self.speaker.device_latency
 
     # Catching up
 
@@ -108,14 +137,25 @@ class Conversation:
             return
         self._said_slow = self._clock()
         self._say(
-            f"too slow: a frame takes {1e3 * step:.0f} ms and {1e3 * frame:.0f} ms is what there is; "
-            "sound is dropped to keep up (try -q 4, or close other programs)"
+            f"too slow to keep up: a frame takes {1e3 * step:.0f} ms, it must take less than {1e3 * frame:.0f}; "
+            "sound is dropped (try -q 4, or close other programs)"
         )
 
     # Devices
 
-    def _recover(self, what: str) -> bool:
-        """Says what is gone and opens both devices again, as soon as they can be. False after `end`."""
+    def _tell_dead(self) -> None:
+        """macOS gives zeros, and no error, to a program that may not use the microphone."""
+        if self.microphone.dead_seconds < DEAD_SECONDS or self._clock() - self._said_dead < DEAD_AGAIN_SECONDS:
+            return
+        self._said_dead = self._clock()
+        self._say(f"the microphone {self.microphone.name!r} gives nothing but zeros: {NOT_PERMITTED}")
+
+    def default_changed(self, direction: str) -> None:
+        """From any thread: the system has another default microphone or speaker ("Input", "Output")."""
+        self._changed = direction
+
+    def _recover(self, what: str) -> None:
+        """Says what is gone and opens both devices again, as soon as they can be. Gives up after `end`."""
         self._say(f"{what}; the conversation waits until it, or another one, can be opened")
         while not self._stop.is_set():
             try:
@@ -123,15 +163,16 @@ class Conversation:
             except AudioError:
                 self._stop.wait(RETRY_SECONDS)
                 continue
-            self._say(f"the conversation goes on: {self.microphone.name!r} to {self.speaker.name!r}")
-            return True
-        return False
+            self._say(f"sound is back: microphone {self.microphone.name!r}, speaker {self.speaker.name!r}")
+            return
 
     def _reopen(self) -> None:
+        """The microphone first: a wireless headset then changes its rate, which a speaker that is open would miss."""
         self.microphone.close()
         self.speaker.close()
         portaudio.look_again()
         self.microphone.reopen()
+        self.microphone.wait_running()
         self.speaker.reopen()
 
     def end(self) -> None:
@@ -140,6 +181,7 @@ class Conversation:
         self.microphone.end()
 
     def close(self) -> None:
+        self._watch.close()
         self.microphone.close()
         self.speaker.close()
 
@@ -211,6 +253,10 @@ class UserFile:
     @property
     def backlog(self) -> float:
         return self._source.backlog
+
+    @property
+    def latency(self) -> float | None:
+        return self._source.latency
 
     def end(self) -> None:
         self._source.end()

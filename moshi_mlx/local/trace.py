@@ -9,9 +9,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from ..audio.recorder import replace
 from ..conversation.loop import Moment
-from ..errors import AudioError
+from ..terminal.outputs import Output
 
 EVENTS = 40_000  # the latest that are kept: some five minutes of a live conversation, and 10 MB
 THREADS = ("model", "Input", "Output")
@@ -21,14 +20,15 @@ NAMES = {"model": "model thread", "Input": "microphone callback", "Output": "spe
 class Trace:
     """An observer of a conversation, and of the callbacks of its devices (`callback`, from any thread)."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        self._output = Output(path, overwrite)
         self._events: deque[tuple[Any, ...]] = deque(maxlen=EVENTS)
         self._lost, self._ended = (0.0, 0.0), 0.0
-        if not self._path.parent.is_dir():
-            raise AudioError(f"{path}: cannot be written: there is no folder {self._path.parent}")
-        if self._path.is_dir():
-            raise AudioError(f"{path}: cannot be written: it is a folder")
+
+    @property
+    def path(self) -> Path:
+        """Where it is, or will be."""
+        return self._output.path
 
     def __call__(self, moment: Moment) -> None:
         """The step of a frame, what waited, and what was dropped before it."""
@@ -50,15 +50,18 @@ class Trace:
         self._events.append(event)
 
     def close(self) -> None:
-        """Writes the file."""
+        """Writes the file, where there was a frame."""
         names = [
             {"name": "thread_name", "ph": "M", "pid": 1, "tid": n, "args": {"name": NAMES[thread]}}
             for n, thread in enumerate(THREADS)
         ]
         try:
-            replace(self._path, json.dumps({"traceEvents": names + [_event(*event) for event in list(self._events)]}))
-        except OSError as error:
-            raise AudioError(f"{self._path}: cannot be written: {error.strerror or error}") from error
+            if self._ended:
+                events = [_event(*event) for event in list(self._events)]
+                self._ended = 0.0
+                self._output.rewrite(json.dumps({"traceEvents": names + events}))
+        finally:
+            self._output.abort()
 
 
 def _event(thread: str, name: str, kind: str, at: float, key: str, value: float) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _only(config: object, **values: Any) -> None:
     """Fields that Hugging Face has, but of which only one value is honoured here."""
     for name, wanted in values.items():
         got = getattr(config, name)
-        require(got == wanted, f"{type(config).__name__}.{name}: got {got!r}; only {wanted!r} is supported")
+        require(got == wanted, f"{type(config).__name__}.{name}: got {brief(got)}; only {wanted!r} is supported")
 
 
 def _check_heads(config: Any) -> None:

@@ -2,17 +2,21 @@
 
 A temperature of 0 takes the likeliest token. Otherwise logits are divided by the temperature, cut to the `top_k`
 likeliest, to the smallest set that holds `top_p` of their probability, and to those at least `min_p` times as likely
-as the likeliest; the draw is the largest of logit + Gumbel noise.
+as the likeliest; the draw is the largest of logit + Gumbel noise. Tokens as likely as the last one kept are kept too.
+
+Noise belongs to a token, not to its rank: a draw is the same whatever else a cut leaves, and the same whether the
+settings are numbers of a compiled step (`Sampling`) or arrays, a value for each row of a batch (`RowSampling`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import mlx.core as mx
+import numpy as np
 
 from ..inputs import FLOAT32_LEAST, FLOAT32_MOST, Number, Whole, number, whole
 
@@ -84,8 +88,48 @@ class Sampling:
         return self.temperature == 0
 
     def candidates(self, vocabulary: int) -> int:
-        """How many tokens a draw is among, and so how much noise it takes; none where greedy."""
-        return 0 if self.greedy else min(self.top_k or vocabulary, vocabulary)
+        """How much noise a draw takes: a value for every token; none where greedy."""
+        return 0 if self.greedy else vocabulary
+
+    def choose(self, logits: mx.array, noise: mx.array) -> mx.array:
+        """logits [B, V], noise [B, candidates(V)] -> tokens uint32 [B]."""
+        return sample(logits, noise, self)
+
+
+# A batch looks for each row's cut among so many of the likeliest tokens, unless a row has a larger top_k or none.
+MOST = 512
+
+
+@dataclass(frozen=True)
+class RowSampling:
+    """Settings of one stream for each row of a batch: data, so that a change compiles nothing anew."""
+
+    values: mx.array  # float32 [B, 4]: temperature, top_k, top_p, log of min_p
+    most: int = 0  # no row's top_k is larger; 0 where a row has none
+
+    @staticmethod
+    def rows(settings: Sequence[Sampling]) -> np.ndarray:
+        """The values of each row."""
+        floors = [math.log(s.min_p) if s.min_p else -math.inf for s in settings]
+        columns = [
+            [s.temperature for s in settings],
+            [s.top_k or math.inf for s in settings],
+            [s.top_p for s in settings],
+            floors,
+        ]
+        return np.array(columns, np.float32).T
+
+    @staticmethod
+    def most_of(settings: Sequence[Sampling]) -> int:
+        """MOST, or 0 where a row draws among more."""
+        return MOST if all(s.greedy or 0 < s.top_k <= MOST for s in settings) else 0
+
+    @property
+    def greedy(self) -> bool:
+        return False
+
+    def candidates(self, vocabulary: int) -> int:
+        return vocabulary
 
     def choose(self, logits: mx.array, noise: mx.array) -> mx.array:
         """logits [B, V], noise [B, candidates(V)] -> tokens uint32 [B]."""
@@ -102,48 +146,55 @@ def noise(keys: mx.array, counts: list[int]) -> tuple[list[mx.array], mx.array]:
     return list(mx.split(drawn, ends, axis=-1)), split[:, 1]
 
 
-def sample(logits: mx.array, noise: mx.array, settings: Sampling) -> mx.array:
-    """logits [B, V], noise [B, settings.candidates(V)] -> tokens uint32 [B]."""
+def sample(logits: mx.array, noise: mx.array, settings: Sampling | RowSampling) -> mx.array:
+    """logits [B, V], noise [B, settings.candidates(V)] or [B, V] -> tokens uint32 [B]."""
+    if isinstance(settings, RowSampling):
+        return _sample_rows(logits, noise, settings)
     if settings.greedy:
         return mx.argmax(logits, axis=-1)
-    top_p = settings.top_p if settings.top_p < 1 else None
-    log_min_p = math.log(settings.min_p) if settings.min_p > 0 else None
-    return draw(logits, noise, settings.temperature, top_p, log_min_p, settings.temperature < COLD)
+    logits = _warmed(logits.astype(mx.float32), settings.temperature)
+    kept = min(settings.top_k or logits.shape[-1], logits.shape[-1])
+    floor = None
+    if settings.top_p < 1:
+        floor = _top_p_floor(_ranked(logits, kept), settings.top_p)
+    elif kept < logits.shape[-1]:
+        floor = mx.topk(logits, kept, axis=-1).min(axis=-1, keepdims=True)
+    if settings.min_p > 0:
+        least = logits.max(axis=-1, keepdims=True) + math.log(settings.min_p)
+        floor = least if floor is None else mx.maximum(floor, least)
+    drawn = logits + noise
+    return mx.argmax(drawn if floor is None else mx.where(logits < floor, -mx.inf, drawn), axis=-1)
 
 
-def draw(
-    logits: mx.array,
-    noise: mx.array,
-    temperature: float | mx.array,
-    top_p: float | mx.array | None = None,
-    log_min_p: float | mx.array | None = None,
-    cold: bool = False,
-) -> mx.array:
-    """The sampled case of `sample`: among as many of the likeliest as there is noise; numbers may be arrays."""
-    logits = logits.astype(mx.float32)
-    if cold:
+def _warmed(logits: mx.array, temperature: float) -> mx.array:
+    if temperature < COLD:
         logits = logits - logits.max(axis=-1, keepdims=True)
-    logits = logits / temperature
-    others = logits.shape[-1] - noise.shape[-1]
-    chosen = None
-    if others:
-        chosen = mx.argpartition(logits, others, axis=-1)[:, others:]
-        logits = mx.take_along_axis(logits, chosen, axis=-1)
-    if top_p is not None:
-        logits = _cut_top_p(logits, top_p)
-    if log_min_p is not None:
-        floor = logits.max(axis=-1, keepdims=True) + log_min_p
-        logits = mx.where(logits < floor, -mx.inf, logits)
-    token = mx.argmax(logits + noise, axis=-1, keepdims=True)
-    if chosen is not None:
-        token = mx.take_along_axis(chosen, token, axis=-1)
-    return token.squeeze(-1)
+    return logits / temperature
 
 
-def _cut_top_p(logits: mx.array, top_p: float | mx.array) -> mx.array:
-    """-inf for what is not in the smallest set of likeliest tokens whose probability reaches top_p."""
-    order = mx.argsort(-logits, axis=-1)
-    probabilities = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1)
+def _sample_rows(logits: mx.array, noise: mx.array, settings: RowSampling) -> mx.array:
+    temperature, top_k, top_p, least = mx.split(settings.values, 4, axis=-1)  # [B, 1] each
+    greedy = temperature == 0
+    logits = logits.astype(mx.float32)
+    cold = logits - logits.max(axis=-1, keepdims=True)
+    logits = mx.where(temperature < COLD, cold, logits) / mx.where(greedy, 1, temperature)
+    ranked = _ranked(logits, min(settings.most or logits.shape[-1], logits.shape[-1]))
+    ranked = mx.where(mx.arange(ranked.shape[-1]) < top_k, ranked, -mx.inf)
+    whole = mx.where(ranked > -mx.inf, ranked, mx.inf).min(axis=-1, keepdims=True)
+    floor = mx.where(top_p < 1, _top_p_floor(ranked, top_p), whole)
+    floor = mx.maximum(floor, ranked[:, :1] + least)
+    drawn = mx.where(logits < floor, -mx.inf, logits + noise)
+    return mx.argmax(mx.where(greedy, logits, drawn), axis=-1)
+
+
+def _ranked(logits: mx.array, count: int) -> mx.array:
+    """The `count` largest logits [B, count], largest first."""
+    largest = logits if count == logits.shape[-1] else mx.topk(logits, count, axis=-1)
+    return -mx.sort(-largest, axis=-1)
+
+
+def _top_p_floor(ranked: mx.array, top_p: float | mx.array) -> mx.array:
+    """The least logit [B, 1] of the smallest set of likeliest tokens whose probability reaches top_p."""
+    probabilities = mx.softmax(ranked, axis=-1)
     before = mx.cumsum(probabilities, axis=-1) - probabilities
-    keep = mx.put_along_axis(mx.zeros(logits.shape, mx.bool_), order, before < top_p, axis=-1)
-    return mx.where(keep, logits, -mx.inf)
+    return mx.where(before < top_p, ranked, mx.inf).min(axis=-1, keepdims=True)

@@ -5,6 +5,8 @@ COMMANDS = {
     "convert": "convert, quantize, inspect and compare checkpoints",
     "export": "write a model's step as graphs, for apps in C, C++ and Swift",
     "doctor": "find out whether this machine can talk with Moshi, with a report to paste into an issue",
+    "serve": "serve Moshi to browsers and programs, many conversations at once",
+    "local_web": "talk with Moshi in this machine's browser",
     "models": "list, fetch and remove the models on this disk",
     "train": "fine-tune on recorded conversations",
 }

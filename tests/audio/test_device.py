@@ -255,7 +255,7 @@ def test_vanished_speaker_is_said_and_the_conversation_goes_on():
     finally:
         back()
     assert "is gone" in notices[0]
-    assert "the conversation goes on" in notices[1]
+    assert "sound is back" in notices[1]
     assert len(session.heard) == len(moments) > 15
 
 
@@ -269,7 +269,7 @@ def test_conversation_waits_for_a_sound_system_that_is_gone(tmp_path):
         subprocess.run(["pulseaudio", "--kill"], check=True)
         wait_for(process.stderr, "is gone")
         back()
-        wait_for(process.stderr, "goes on")
+        wait_for(process.stderr, "is back")
         later = [json.loads(process.stdout.readline()) for _ in range(20)]
     finally:
         back()

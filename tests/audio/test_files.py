@@ -228,8 +228,10 @@ def test_sink_writes_through_a_link(tmp_path):
         ("pipe.wav", "not a regular file"),
         ("file/a.wav", "Not a directory"),
         ("a" * 253 + ".wav", "name too long"),
-        ("a.mp3", "written as WAV"),
-        ("a.flac", "written as WAV"),
+        *(
+            (f"a.{kind}", "written as WAV")
+            for kind in ("mp3", "flac", "m4a", "aac", "opus", "webm", "mp4", "M4A", "raw")
+        ),
     ],
 )
 def test_output_that_cannot_be_written(tmp_path, name, said):
@@ -248,7 +250,7 @@ def test_read_only_output_is_not_replaced(tmp_path, monkeypatch):
     (tmp_path / "a.wav").touch()
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everything
     with pytest.raises(AudioError, match=r"a\.wav: cannot be written: Permission denied"):
-        files.FileSink(tmp_path / "a.wav", RATE)
+        files.FileSink(tmp_path / "a.wav", RATE, overwrite=True)
 
 
 def test_full_disk_leaves_nothing(tmp_path):

@@ -52,8 +52,8 @@ def test_too_slow_a_machine_stays_within_the_limit_and_says_so(user, reply):
     simulation, rows = run(lambda now: 0.09, 600, user, reply)
     assert max(row.latency for row in rows) <= 0.4 + BLOCK_SECONDS
     assert rows[-1].lost == pytest.approx(600 / 9, rel=0.05)  # what a model of 90 ms cannot hear
-    assert "a frame takes 90 ms and 80 ms is what there is" in simulation.notices[0]
-    assert 55 <= len(simulation.notices) <= 60  # not at every frame
+    slow = [said for said in simulation.notices if "a frame takes 90 ms, it must take less than 80" in said]
+    assert 55 <= len(slow) <= 60  # not at every frame
 
 
 def test_the_limit_is_the_one_that_is_asked_for():

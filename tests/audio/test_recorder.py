@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -133,22 +134,54 @@ def test_drops_and_resets_are_told(tmp_path):
 
 def test_nothing_is_replaced_before_the_first_frame(tmp_path):
     (tmp_path / "talk.wav").write_text("before")
-    record = Recorder(tmp_path / "talk.wav", RATE, SIZE)
-    record.close()
+    Recorder(tmp_path / "talk.wav", RATE, SIZE, overwrite=True).close()
     assert (tmp_path / "talk.wav").read_text() == "before"
     assert os.listdir(tmp_path) == ["talk.wav"]
+    record = Recorder(tmp_path / "talk.wav", RATE, SIZE, overwrite=True)
     record(moment(0))
+    record.close()
     assert soundfile.info(tmp_path / "talk.wav").frames == SIZE
+    assert sorted(os.listdir(tmp_path)) == ["talk.json", "talk.wav"]
+
+
+@pytest.mark.parametrize("there", ["talk.wav", "talk.json"])
+def test_an_earlier_recording_stays_and_sound_and_words_get_the_same_number(tmp_path, there):
+    (tmp_path / there).write_text("before")
+    (tmp_path / "talk-2.json").write_text("before")
+    record = Recorder(tmp_path / "talk.wav", RATE, SIZE)
+    record(moment(0, text=" word"))
+    record.close()
+    assert (record.path, record.json_path) == (tmp_path / "talk-3.wav", tmp_path / "talk-3.json")
+    assert (tmp_path / there).read_text() == (tmp_path / "talk-2.json").read_text() == "before"
+    assert sorted(os.listdir(tmp_path)) == sorted([there, "talk-2.json", "talk-3.json", "talk-3.wav"])
+
+
+def test_a_disk_that_fills_up_leaves_what_was_whole(tmp_path):
+    record = Recorder(tmp_path / "talk.wav", RATE, SIZE)
+    record(moment(0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 4 * SIZE, hard))
+    try:
+        with pytest.raises(AudioError, match=r"talk\.wav: cannot be written: File too large"):
+            record(moment(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    record.close()
+    assert (tmp_path / "talk.wav").stat().st_size == soundfile.info(tmp_path / "talk.wav").frames * 4 + 80
+    assert words(tmp_path / "talk.json")["seconds"] == 0.08
+    assert sorted(os.listdir(tmp_path)) == ["talk.json", "talk.wav"]
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [("talk.mp3", "ends in .wav"), ("missing/talk.wav", "no folder"), ("folder.wav", "not a regular file"),
-     ("words.wav", "words.json: cannot be written: it is not a regular file")],
+     ("words.wav", "words.json: cannot be written: it is not a regular file"),
+     ("file/talk.wav", "Not a directory")],
 )  # fmt: skip
 def test_recording_that_cannot_be_written(tmp_path, name, said):
     (tmp_path / "folder.wav").mkdir()
     (tmp_path / "words.json").mkdir()
+    (tmp_path / "file").touch()
     with pytest.raises(AudioError, match=said):
         Recorder(tmp_path / name, RATE, SIZE)
 
@@ -156,6 +189,6 @@ def test_recording_that_cannot_be_written(tmp_path, name, said):
 def test_folder_that_vanishes_is_one_error(tmp_path):
     (tmp_path / "folder").mkdir()
     record = Recorder(tmp_path / "folder" / "talk.wav", RATE, SIZE)
-    (tmp_path / "folder").rmdir()
+    (tmp_path / "folder").rename(tmp_path / "gone")
     with pytest.raises(AudioError, match=r"talk\.wav: cannot be written: No such file"):
         record(moment(0))

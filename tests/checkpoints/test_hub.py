@@ -78,6 +78,24 @@ def test_every_layout_comes_from_the_hub(hub, checkpoint, tmp_path):
         moshi_mlx.MoshiDepthConfig.from_pretrained(name)
 
 
+def test_a_repository_without_a_config(hub, checkpoint, monkeypatch):
+    """Kyutai's own: the sizes are those of Moshi 7B (here: of the tiny one)."""
+    from moshi_mlx.checkpoints import finding
+    from moshi_mlx.models import config as configs
+
+    folder = checkpoint()
+    tiny = moshi_mlx.load(folder).config
+    monkeypatch.setitem(configs.PRESETS, "moshi-7b", tiny)
+    monkeypatch.setattr(finding, "MimiConfig", lambda: tiny.audio_encoder_config)
+    (folder / "config.json").unlink()
+    (folder / "mimi_config.json").unlink()
+    (folder / "mimi.safetensors").rename(folder / MIMI_NAME)
+    (folder / "tokenizer.model").rename(folder / TOKENIZER_NAME)
+    hub.add(NAME, folder, **{"notes.json": b"[]", "model.bin": b"x"})
+    assert moshi_mlx.load(NAME).config == moshi_mlx.MoshiConfig.from_pretrained(NAME) == tiny
+    assert set(hub.fetched) == {"model.safetensors", MIMI_NAME, TOKENIZER_NAME}
+
+
 def test_an_adapter_comes_without_the_rest_of_its_repository(hub, repository, tmp_path):
     import mlx.core as mx
 

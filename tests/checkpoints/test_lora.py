@@ -141,7 +141,10 @@ def test_the_command_line_hands_the_adapter_on(monkeypatch, tmp_path, capsys):
         raise CheckpointError(f"asked for {settings}")
 
     monkeypatch.setattr(moshi_mlx, "load", load)
-    assert local.main(["--demo", "--adapter", "mine", "--output", str(tmp_path / "reply.wav")]) == 2
+    assert (
+        local.main(["--demo", "--output-device", "none", "--adapter", "mine", "--output", str(tmp_path / "reply.wav")])
+        == 2
+    )
     assert "asked for {'adapter': 'mine'}" in capsys.readouterr().err
 
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from array import array
 
 import numpy as np
 import pytest
@@ -157,18 +158,25 @@ def test_frame_times_are_those_of_the_step_alone(sink, monkeypatch):
     line = str(statistics)
     assert "\n" not in line
     for said in (
-        "10 frames",
-        "real-time factor 0.37",
-        "p50 30.0 ms",
-        "p95 40.0 ms",
-        "drops 0 in (0.00 s), 0 out (0.00 s)",
+        "0.8 s of sound in 0.3 s (0.37×)",
+        "30 ms a frame, 95% within 40",
     ):
+        assert said in line
+    assert "dropped" not in line
+    assert "reply" not in line
+
+
+def test_a_summary_says_what_was_lost_and_only_that():
+    statistics = loop.Statistics(0.08, array("d", [0.04]), 1, 3, 0.16, 0.04, 7, array("d", [0.2, 0.25, 0.3]))
+    line = str(statistics)
+    for said in ("reply 250 ms after you", "0.16 s of your sound dropped, once", "interrupted 3 times, 0.04 s",
+                 "7 NaN or infinite samples heard as silence"):  # fmt: skip
         assert said in line
 
 
 def test_statistics_of_nothing(sink):
     statistics = loop.run(EchoSession(), files.FileSource(noise(0), SIZE), sink)
-    assert str(statistics).startswith("0 frames, real-time factor 0.00")
+    assert str(statistics) == "no sound: 0 frames"
 
 
 def test_observers_see_every_frame_as_it_was(sink):
@@ -193,6 +201,30 @@ def test_muted_is_silence_to_the_session_and_to_observers(sink):
     assert heard[0] > 0
     assert heard[2] > 0
     assert not sink.frames[1].any()
+
+
+def test_push_to_talk_hears_while_the_key_is_held(sink, monkeypatch):
+    now, controls = [100.0], loop.Controls()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    controls.push_to_talk = True
+    assert controls.deaf
+    for _ in range(3):
+        controls.press()
+        now[0] += 0.5
+        assert not controls.deaf
+    now[0] += loop.HOLD_SECONDS
+    assert controls.deaf
+    controls.press()
+    controls.muted = True
+    assert controls.deaf
+
+
+def test_latency_is_the_source_s(sink):
+    source, moments = files.FileSource(noise(2), SIZE), []
+    source.latency = 0.19
+    statistics = loop.run(EchoSession(), source, sink, [moments.append])
+    assert [m.latency for m in moments] == [0.19, 0.19]
+    assert statistics.latency == 0.19
 
 
 def test_reset_begins_a_new_conversation_with_the_next_frame(sink):

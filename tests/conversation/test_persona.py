@@ -1,6 +1,7 @@
 """A voice and a role before the conversation: tokens as NVIDIA's own code draws them, live and offline."""
 
 import json
+import re
 import shutil
 
 import mlx.core as mx
@@ -50,8 +51,9 @@ def live(model, columns, **settings):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = personaplex.write(tmp_path_factory.mktemp("personaplex") / "full")
-    (path / "voices").mkdir()
-    shutil.copy(VOICES["bfloat16"], path / "voices" / "NATF2.pt")
+    (path / "voices" / "folder.pt").mkdir(parents=True)
+    for name in ("NATF2.pt", "._NATF2.pt"):  # the second is what macOS leaves beside a file
+        shutil.copy(VOICES["bfloat16"], path / "voices" / name)
     return path
 
 
@@ -223,8 +225,13 @@ def test_the_cache_in_eight_bits(tmp_path):
 def test_a_prompt_of_another_model_is_refused(plex, tmp_path):
     plex.save_prompt(plex.prompt(persona="a teacher"), tmp_path / "p.safetensors")
     other = moshi_mlx.load(personaplex.write(tmp_path / "later", STUB | DELAY_2, DELAY_2))
-    with pytest.raises(InputError, match=r"p\.safetensors.*another model"):
-        other.session(prompt=tmp_path / "p.safetensors")
+    half = moshi_mlx.load(plex.voices.folder, dtype=mx.bfloat16)
+    tuned = moshi_mlx.load(plex.voices.folder)
+    layer = tuned.decoder.model.transformer.layers[1].gating.linear_out
+    layer.weight = layer.weight * 1.01
+    for model in (other, half, tuned):
+        with pytest.raises(InputError, match=r"p\.safetensors.*another model"):
+            model.session(prompt=tmp_path / "p.safetensors")
 
 
 def test_files_that_are_no_prompts_are_refused(plex, tmp_path):
@@ -341,6 +348,22 @@ def test_other_codebooks_have_no_prompt(model):
         model.voices = None
 
 
+def test_the_examples_of_the_docs_run(plex, tmp_path, monkeypatch):
+    import soundfile
+
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("me.wav", question()[:48000], 24000)
+    monkeypatch.setattr(moshi_mlx, "load", lambda name: plex)
+    text = (GOLDENS.parents[1] / "docs" / "personas.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    given = {"moshi_mlx": moshi_mlx, "pcm": question()[:1920]}
+    for example in examples:
+        exec(example, given)
+    assert len(examples) == 2
+    assert given["session"].step(given["pcm"]).pcm is not None
+    assert (tmp_path / "pirate.safetensors").is_file()
+
+
 # --- speaking -------------------------------------------------------------------------------------------------------
 
 
@@ -442,6 +465,7 @@ def test_convert_keeps_kind_and_voices(folder, tmp_path, capsys):
     assert "PersonaPlex" in said
     assert "NATF2" in said
     assert "8 of 16 steps" in said
+    assert "moshi (PyTorch): no" in said
 
 
 def test_saved_and_loaded_again(plex, tmp_path):

@@ -368,3 +368,15 @@ def test_two_evaluations_a_frame_with_a_hook(model, monkeypatch):
     monkeypatch.setattr(mx, "eval", lambda *trees: (calls.append(len(trees)), evaluate(*trees)))
     frames_of(session, 5)
     assert len(calls) == 10
+
+
+def test_reset_with_a_seed_is_a_new_session_with_that_seed(model):
+    session, other = model.session(seed=1), model.session(seed=2)
+    sound = question()[: 10 * 1920].reshape(-1, 1920)
+    wanted = [other.step(frame).audio_codes.tolist() for frame in sound]
+    first = [session.step(frame).audio_codes.tolist() for frame in sound]
+    assert first != wanted
+    session.reset(seed=2)
+    assert [session.step(frame).audio_codes.tolist() for frame in sound] == wanted
+    session.reset()  # keeps it
+    assert [session.step(frame).audio_codes.tolist() for frame in sound] == wanted

@@ -109,3 +109,6 @@ def test_bytes_of_a_character_wait_for_the_rest():
     assert [said(token) for token in (0, 1, 2, 3, 4, 5)] == ["", "", "\u00e9", "", " yes", ""]
     assert [said(token) for token in (1, 3, 4, 1, 1, 2)] == ["", "", "\ufffd yes", "", "\ufffd", "\u00e9"]
     assert TextDecoder(None, (E, P))(7) == ""
+    said = TextDecoder(Pieces(), (E, P))
+    assert [said(token) for token in (1, 3, 4, 2, 4)] == ["", "", "\ufffd yes", "\ufffd", " yes"]
+    assert [said(token) for token in (1, 1, 2, 4)] == ["", "\ufffd", "\u00e9", " yes"]

@@ -97,6 +97,29 @@ def test_compare_says_what_is_wrong(checkpoint, speech, tmp_path, capsys, monkey
     assert "no picture: that needs pip install 'moshi-duplex[plot]'" in capsys.readouterr().out
 
 
+def test_the_answer_is_heard_too(checkpoint, speech, tmp_path, capsys):
+    """Silence after the question: what a copy says there counts, and it may be as long as is asked for."""
+    a = str(checkpoint())
+    for tail, positions in (("0", 26), ("1.6", 46), ("3", 64)):
+        flags = ["--input", str(speech), "--tail", tail, "--plot", str(tmp_path / "p.png")]
+        assert cli.main(["compare", a, a, *flags]) == 0
+        assert f"{positions} positions" in capsys.readouterr().out
+    for tail in ("-1", "nan", "inf", "601", "long"):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["compare", a, a, "--input", str(speech), "--tail", tail])
+        assert caught.value.code == 2
+        assert "expected a number of seconds from 0 to 600" in capsys.readouterr().err
+
+
+def test_the_picture_s_place_is_looked_at_first(speech, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(comparing, "load", lambda name: pytest.fail("loads"))
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("x")
+    for place in ("nowhere/a.png", "folder.png", "file/a.png"):
+        assert cli.main(["compare", "a", "b", "--input", str(speech), "--plot", str(tmp_path / place)]) == 2
+        assert "cannot be written" in capsys.readouterr().err
+
+
 def test_models_of_other_streams_are_not_compared(checkpoint, speech, tmp_path, capsys):
     a, b = checkpoint(), tmp_path / "b"
     checkpoint("moshi_schedule").rename(b)

@@ -9,7 +9,7 @@ import sys
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers import GOLDENS
+from helpers import GOLDENS, edit_json
 from moshi_mlx.convert import cli, inspecting
 
 import moshi_mlx
@@ -299,3 +299,65 @@ def test_patterns_that_are_none(checkpoint, tmp_path, capsys, text):
     assert "no regular file" in fails(
         capsys, tmp_path / "moshi_tiny", tmp_path / "out", "-q", "--quant-predicate", patterns
     )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 65504.0])
+def test_weights_that_no_quantization_can_say(checkpoint, tmp_path, capsys, value):
+    folder = checkpoint("moshi_tiny_mlx")
+    tensors = as_float32(folder / "model.safetensors")
+    tensors["text_linear.weight"][0, :2] = value, -65504
+    save_as(folder / "model.safetensors", tensors, "<f2")
+    flags = ("-q", "--q-bits", 2, "--q-group-size", 32)
+    if value == 65504.0 and run(folder, tmp_path / "wide", *flags) == 0:
+        assert np.isfinite(as_float32(tmp_path / "wide" / "model.safetensors")["text_linear.scales"]).all()
+    else:
+        error = fails(capsys, folder, tmp_path / "out", *flags)
+        assert "NaN or infinite values; is the source damaged?" in error
+
+
+QUANTIZATION_BLOCKS = (
+    {"mode": []}, {"mode": {"a": 1}}, {"mode": 4}, {"bits": 4.0}, {"bits": True}, {"bits": "8"}, {"group_size": 32.0},
+    {"bits": 10**30}, {"text_linear": 8}, {"text_linear": "no"}, {"text_linear": [1]}, {"x" * 10**5: {"bits": 8}},
+    {"text_linear": {"mode": []}}, {"text_linear": {"bits": "a" * 10**5}},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", QUANTIZATION_BLOCKS, ids=lambda change: str(change)[:40])
+def test_blocks_that_say_no_quantization(checkpoint, tmp_path, capsys, change):
+    """In config.json, and, as far as they are patterns, in TOML."""
+    out = tmp_path / "q8"
+    assert run(checkpoint(), out, "-q", "--q-bits", 8, "--q-group-size", 32) == 0
+    block = json.loads((out / "config.json").read_text())["quantization"]
+    for key in ("quantization", "quantization_config"):
+        edit_json(out / "config.json", quantization=None, quantization_config=None)
+        edit_json(out / "config.json", **{key: block | change})
+        with pytest.raises(moshi_mlx.ConfigError, match=r"config.json") as caught:
+            moshi_mlx.load(out)
+        assert len(str(caught.value)) < 600
+
+
+TABLES = (
+    "{ mode = [] }", "{ mode = 4 }", "{ bits = 4.0 }", "{ bits = [4] }", "{ group_size = '32' }", "4.0", "'8'", "[8]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_patterns_of_wrong_kinds(checkpoint, tmp_path, capsys, table):
+    patterns = tmp_path / "patterns.toml"
+    patterns.write_text(f'"*" = {table}\n')
+    assert str(patterns) in fails(capsys, checkpoint(), tmp_path / "out", "-q", "--quant-predicate", patterns)
+
+
+@pytest.mark.parametrize("leaf", ["weight", "scales", "biases"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2, 2), (0, 0)])
+def test_quantized_tensors_of_odd_shapes(checkpoint, tmp_path, leaf, shape):
+    out = tmp_path / "q8"
+    assert run(checkpoint(), out, "-q", "--q-bits", 8, "--q-group-size", 32) == 0
+    tensors = dict(mx.load(str(out / "model.safetensors")))
+    name = f"text_linear.{leaf}"
+    tensors[name] = mx.zeros(shape, tensors[name].dtype)
+    mx.eval(tensors)
+    (out / "model.safetensors").unlink()
+    mx.save_safetensors(str(out / "model.safetensors"), tensors)
+    with pytest.raises(moshi_mlx.MoshiError, match="text_linear"):
+        moshi_mlx.load(out)

@@ -38,7 +38,7 @@ def check(folder, renderings, heard):
 
 
 def test_demo_is_an_exchange(tmp_path):
-    command = [sys.executable, "-m", "moshi_mlx.local", "--demo"]
+    command = [sys.executable, "-m", "moshi_mlx.local", "--demo", "--output-device", "none"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "you: Hello, Moshi. What is two plus three?\nMoshi:\n" in done.stderr
     assert done.stdout.strip() == "It is five."

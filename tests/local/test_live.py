@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stand_ins import in_thread
 
-from moshi_mlx.audio import devices, portaudio
+from moshi_mlx.audio import portaudio, stream
 from moshi_mlx.audio.devices import DeviceLost, Microphone, Speaker
 from moshi_mlx.errors import AudioError
 from moshi_mlx.local import live
@@ -62,6 +62,7 @@ def system(monkeypatch):
         portaudio, "close_stream", lambda stream: None if stream.closed else (stream.abort(), stream.close())
     )
     monkeypatch.setattr(live, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(stream, "FIRST_TIMEOUT", 0.05)
     return system
 
 
@@ -154,8 +155,8 @@ def test_microphone_that_stops_is_lost(system):
 
 
 def test_microphone_that_falls_silent_is_lost(system, monkeypatch):
-    monkeypatch.setattr(devices, "TIMEOUT", 0.01)
-    monkeypatch.setattr(devices, "FIRST_TIMEOUT", 0.05)
+    monkeypatch.setattr(stream, "TIMEOUT", 0.01)
+    monkeypatch.setattr(stream, "FIRST_TIMEOUT", 0.05)
     with pytest.raises(DeviceLost):
         Microphone(RATE, 1920).fill()
 
@@ -325,7 +326,7 @@ def test_vanished_device_is_said_and_reopened(talk, system, monkeypatch, end):
     np.testing.assert_array_equal(talk.read(), tone(0.08))
     assert len(tries) == 3
     assert "is gone; the conversation waits" in tries[0][0]  # said before anything was tried
-    assert talk.said[-1] == "the conversation goes on: 'mic' to 'box'"
+    assert talk.said[-1] == "sound is back: microphone 'mic', speaker 'box'"
     assert not talk.speaker.gone
     talk.write(tone(0.08))
 
@@ -376,3 +377,140 @@ def test_user_file_speaks_first_at_the_microphones_pace(talk):
     assert source.read()[0] == np.float32(0.3)
     source.end()
     assert source.read() is None
+
+
+# When things go wrong
+
+
+def test_the_microphone_runs_before_the_speaker_is_opened_again(talk, system, monkeypatch):
+    order = []
+    open_stream = portaudio.open_stream
+
+    def opening(direction, *given):
+        order.append(direction)
+        return open_stream(direction, *given)
+
+    monkeypatch.setattr(portaudio, "open_stream", opening)
+    monkeypatch.setattr(talk.microphone, "wait_running", lambda: order.append("first callback"))
+    talk._reopen()
+    assert order == ["Input", "first callback", "Output"]
+
+
+@pytest.mark.parametrize("end", ["microphone", "speaker"])
+def test_a_stream_that_ends_while_it_stays_active_is_gone_at_once(talk, end):
+    device = getattr(talk, end)
+    device._stream.ended()
+    assert device._stream.active
+    assert device.gone
+    with pytest.raises(DeviceLost):
+        talk.microphone.fill() if end == "microphone" else device.write(tone(0.08))
+
+
+def test_an_old_stream_s_end_says_nothing_of_the_new_one(talk, system):
+    old = talk.speaker._stream
+    talk._reopen()
+    old.ended()
+    assert not talk.speaker.gone
+
+
+def test_portaudio_that_does_not_start_at_first_ends_nothing(talk, system, monkeypatch):
+    tries = []
+
+    def look_again():
+        tries.append(1)
+        if len(tries) < 4:
+            raise AudioError("Error initializing PortAudio")
+
+    monkeypatch.setattr(portaudio, "look_again", look_again)
+    talk._recover("the microphone 'mic' is gone")
+    assert len(tries) == 4
+    assert talk.said[-1].startswith("sound is back")
+
+
+def test_a_changed_default_device_is_followed(talk, system):
+    system.names = {"Input": ["headset"], "Output": ["headset"]}
+    talk.default_changed("Output")
+    result = in_thread(talk.read)
+    while talk.microphone.name != "headset" or len(talk.said) < 2:
+        pass
+    talk.end()
+    assert result() is None
+    assert talk.said[0].startswith("the system's default device changed")
+    assert talk.said[1] == "sound is back: microphone 'headset', speaker 'headset'"
+
+
+@pytest.mark.parametrize(
+    ("microphone", "speaker", "watched"),
+    [(None, None, ("Input", "Output")), ("mic", None, ("Output",)), (None, "box", ("Input",)), ("mic", "box", ())],
+)
+def test_only_devices_that_nobody_chose_are_followed(system, monkeypatch, microphone, speaker, watched):
+    asked = []
+    monkeypatch.setattr(live.defaults, "Watch", lambda directions, changed: asked.append(directions))
+    Conversation(Microphone(RATE, 1920, microphone), Speaker(RATE, 1920, speaker), 0.4, print)
+    assert asked == [watched]
+
+
+def test_two_seconds_of_exact_zeros_are_reported_and_noise_is_not(talk):
+    def hear_frames(count, level):
+        for _ in range(count):
+            hear(talk, np.full(1920, level, np.float32))
+            talk.read()
+
+    hear_frames(30, 1e-5)
+    hear_frames(24, 0.0)
+    assert talk.said == []
+    hear_frames(1, 0.0)
+    (line,) = talk.said
+    assert "the microphone 'mic' gives nothing but zeros" in line
+    hear_frames(50, 0.0)
+    assert len(talk.said) == 1  # not again and again
+
+
+def test_what_a_mac_s_user_is_told_to_do():
+    import importlib
+    import sys as system
+    from unittest import mock
+
+    with mock.patch.object(system, "platform", "darwin"):
+        fresh = importlib.util.module_from_spec(importlib.util.find_spec("moshi_mlx.local.live"))
+        fresh.__loader__.exec_module(fresh)
+    assert "System Settings > Privacy & Security > Microphone" in fresh.NOT_PERMITTED
+    assert "restart the terminal" in fresh.NOT_PERMITTED
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_any_number_of_channels(system, channels):
+    microphone, speaker, sound = listening(), Speaker(RATE, 1920), tone(0.08)
+    microphone._on_block(np.repeat(sound[:, None], channels, axis=1), 1920, None, QUIET)
+    microphone.collect()
+    np.testing.assert_allclose(microphone.take(), sound, atol=1e-6)
+    speaker.write(sound)
+    out = np.full((1920, channels), 9.0, np.float32)
+    speaker._on_block(out, 1920, None, QUIET)
+    np.testing.assert_array_equal(out, np.repeat(sound[:, None], channels, axis=1))
+
+
+@pytest.mark.parametrize("volume", [0.0, 0.5, 2.0])
+def test_volume(system, volume):
+    speaker = Speaker(RATE, 1920)
+    speaker.volume = volume
+    speaker.write(tone(0.08))
+    np.testing.assert_allclose(play(speaker, 1920), np.clip(volume * tone(0.08), -1, 1), atol=1e-6)
+
+
+def test_reported_latency_is_the_true_one():
+    """In simulated time, where it is known when each sample was captured and played."""
+    from bench.simulate import Simulation
+
+    for durations in (lambda now: 0.03, lambda now: 0.075, lambda now: 0.3 if 2 < now < 2.1 else 0.06):
+        simulation, said = Simulation(lambda now: 0.3), []
+        write = simulation.talk.write
+
+        def writing(pcm, write=write, simulation=simulation, said=said):
+            write(pcm)
+            said.append(simulation.talk.latency)
+
+        simulation.talk.write = writing
+        rows = simulation.run(durations, 8.0)
+        late = [row.latency for row in rows]
+        assert np.median(said[30:]) == pytest.approx(np.median(late[31:]), abs=0.03)

@@ -1,13 +1,11 @@
 """The command line, with a stand-in model for what it does and the tiny golden model from end to end."""
 
-import contextlib
 import json
 import os
-import pty
+import resource
 import signal
 import subprocess
 import sys
-import termios
 import threading
 import types
 from pathlib import Path
@@ -22,7 +20,7 @@ from moshi_mlx.audio import devices as sound_devices
 from moshi_mlx.audio import files
 from moshi_mlx.errors import AudioError, CheckpointError
 from moshi_mlx.local import __main__ as local
-from moshi_mlx.local import options
+from moshi_mlx.local import ends, options
 from moshi_mlx.machine import preflight
 
 RATE, SIZE = 24_000, 1920
@@ -93,6 +91,8 @@ def devices(monkeypatch):
                 close=lambda: None,
                 note=None,
                 played=list,
+                volume=1.0,
+                wait_running=lambda: True,
                 **vars(talk.speaker),
                 write=talk.write,
                 drain=talk.drain,
@@ -103,7 +103,7 @@ def devices(monkeypatch):
 
     monkeypatch.setattr(sound_devices, "Microphone", device("USB microphone"))
     monkeypatch.setattr(sound_devices, "Speaker", device("USB speaker"))
-    monkeypatch.setattr(local, "Conversation", lambda *given: setattr(talk, "given", given) or talk)
+    monkeypatch.setattr(ends, "Conversation", lambda *given: setattr(talk, "given", given) or talk)
     talk.asked = asked
     return talk
 
@@ -121,12 +121,13 @@ def test_file_to_file(model, sound, capsys):
     assert local.main([*IN_OUT, "--tail", "0.5"]) == 0
     np.testing.assert_allclose(written(), np.pad(sound, (0, RATE // 2)), atol=1e-4)
     out, err = capsys.readouterr()
-    assert out == " one" * 12 + "\n"
-    first, weights, statistics, last = err.splitlines()
+    assert out == ("one" + " one" * 11) + "\n"
+    first, weights, seed, statistics, last = err.splitlines()
+    assert seed.startswith("seed ")
     assert weights.endswith("; weights 0 GB")
     assert first == "loading kyutai/moshiko-mlx-q4: 5.0 MB from nowhere ..."
     assert last == "reply written to out.wav"
-    for said in ("12 frames", "real-time factor", "p50", "p95", "drops 0 in (0.00 s), 0 out (0.00 s)", "silence 0"):
+    for said in ("1.0 s of sound in ", "×); ", " ms a frame, 95% within "):
         assert said in statistics
     assert sorted(os.listdir()) == ["in.wav", "out.wav"]
 
@@ -146,13 +147,13 @@ def test_the_tail_is_three_seconds(model, sound):
     ],
 )
 def test_which_model(model, sound, options, name):
-    local.main([*IN_OUT, *options])
+    local.main([*IN_OUT, *options, "--seed", "0"])
     assert model.asked == [name, {"seed": 0}]
 
 
 def test_demo_takes_the_package_s_model_and_question(model, sound, monkeypatch):
     monkeypatch.setattr(options, "DEMO_INPUT", Path("in.wav"))
-    assert local.main(["--demo"]) == 0
+    assert local.main(["--demo", "--output-device", "none"]) == 0
     assert model.asked[0] == str(Path(moshi_mlx.__file__).parent / "assets" / "miniature")
     assert len(written("reply.wav")) == len(sound) + 3 * RATE
 
@@ -160,22 +161,37 @@ def test_demo_takes_the_package_s_model_and_question(model, sound, monkeypatch):
 def test_demo_prints_the_question(model, sound, monkeypatch, capsys):
     monkeypatch.setattr(options, "DEMO_INPUT", Path("in.wav"))
     question = options.DEMO_TEXT.read_text().strip()
-    local.main(["--demo"])
+    local.main(["--demo", "--output-device", "none"])
     assert f"you: {question}\nMoshi:\n" in capsys.readouterr().err
-    local.main(["--demo", "--input", str(QUESTION), "--output", "out.wav"])
+    local.main(["--demo", "--input", str(QUESTION), "--output", "out.wav", "--output-device", "none"])
     assert "you:" not in capsys.readouterr().err
 
 
 def test_demo_with_a_sound_of_one_s_own(model, sound):
-    assert local.main(["--demo", *IN_OUT, "--tail", "0"]) == 0
+    assert local.main(["--demo", *IN_OUT, "--tail", "0", "--output-device", "none"]) == 0
     assert sorted(os.listdir()) == ["in.wav", "out.wav"]
     assert len(written()) == len(sound)
 
 
 def test_settings_reach_the_session(model, sound):
-    options = "--seed 5 --temperature 0 --top-k 0 --text-temperature 1.5 --text-top-k 9"
+    options = (
+        "--seed 5 --temperature 0 --top-k 0 --top-p 0.9 --min-p 0.1 --text-temperature 1.5 --text-top-k 9 "
+        "--text-top-p 1 --text-min-p 0 --kv-bits 8"
+    )
     local.main([*IN_OUT, *options.split()])
-    assert model.asked[1] == {"seed": 5, "temperature": 0, "top_k": 0, "text_temperature": 1.5, "text_top_k": 9}
+    assert model.asked[1] == {
+        "seed": 5, "temperature": 0, "top_k": 0, "top_p": 0.9, "min_p": 0.1, "text_temperature": 1.5, "text_top_k": 9,
+        "text_top_p": 1, "text_min_p": 0, "kv_bits": 8,
+    }  # fmt: skip
+
+
+def test_a_random_seed_is_printed_so_that_the_reply_can_be_had_again(model, sound, capsys):
+    for _ in range(3):
+        local.main(IN_OUT)
+        assert f"seed {model.asked[-1]['seed']}\n" in capsys.readouterr().err
+    assert len({asked["seed"] for asked in model.asked[1::2]}) > 1
+    local.main([*IN_OUT, "--seed", "7"])
+    assert "seed" not in capsys.readouterr().err
 
 
 def test_steps_limit_the_frames_and_the_file(model, sound):
@@ -187,7 +203,7 @@ def test_broken_samples_are_told(model, sound, capsys):
     sound[[7, 5000]] = np.nan, np.inf
     soundfile.write("in.wav", sound, RATE, subtype="FLOAT")
     assert local.main(IN_OUT) == 0
-    assert "replaced by silence 2" in capsys.readouterr().err
+    assert "2 NaN or infinite samples heard as silence" in capsys.readouterr().err
 
 
 def test_output_is_in_the_locale_of_the_terminal(model, sound, monkeypatch):
@@ -232,13 +248,13 @@ def interrupt_in_frame(model, frame, number=signal.SIGINT, times=1, warm_up=1):
     model.conversation.step = stepping
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_keeps_what_was_written(model, sound, capsys, number):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     interrupt_in_frame(model, 3, number)
     assert local.main(IN_OUT) == 130
     assert len(written()) == 3 * SIZE
-    assert "3 frames" in capsys.readouterr().err
+    assert "0.2 s of sound" in capsys.readouterr().err
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
@@ -246,17 +262,27 @@ def test_ctrl_c_is_the_normal_end_of_a_live_conversation(model, sound, devices, 
     interrupt_in_frame(model, 3, warm_up=1 + preflight.FRAMES)
     assert local.main([]) == 0
     assert devices.drained == 0
-    assert "3 frames" in capsys.readouterr().err
+    assert "0.2 s of sound" in capsys.readouterr().err
 
 
-def test_second_ctrl_c_ends_at_once_and_leaves_nothing(model, sound, capsys):
+def test_second_ctrl_c_ends_at_once_and_keeps_what_was_written(model, sound, capsys):
     interrupt_in_frame(model, 3, times=2)
+    assert local.main([*IN_OUT, "--record", "talk.wav"]) == 130
+    assert len(written()) == len(soundfile.read("talk.wav")[0]) == 2 * SIZE
+    assert sorted(os.listdir()) == ["in.wav", "out.wav", "talk.json", "talk.wav"]
+    assert "interrupted; conversation recorded in talk.wav and talk.json; reply written to out.wav" in (
+        capsys.readouterr().err
+    )
+
+
+def test_second_ctrl_c_in_the_first_frame_leaves_nothing(model, sound, capsys):
+    interrupt_in_frame(model, 1, times=2)
     assert local.main(IN_OUT) == 130
     assert os.listdir() == ["in.wav"]
     assert "interrupted, no output was written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_while_loading(model, sound, monkeypatch, capsys, number):
     def load(name):
         os.kill(os.getpid(), number)
@@ -331,8 +357,8 @@ def test_devices_get_what_was_asked_for(model, sound, devices):
     options = "--input-device mic --output-device 3 --device-rate 48000 --latency-limit 300"
     assert local.main(options.split()) == 0
     assert devices.asked == [
+        ("USB microphone", ("mic", 48_000), {}),
         ("USB speaker", ("3", 48_000), {"tap": False}),
-        ("USB microphone", ("mic", 48_000, None), {}),
     ]
     assert devices.given[2] == 0.3
 
@@ -340,7 +366,7 @@ def test_devices_get_what_was_asked_for(model, sound, devices):
 def test_a_laptop_s_own_devices_call_for_headphones(model, sound, devices, monkeypatch, capsys):
     local.main([])
     assert "headphones" not in capsys.readouterr().err
-    monkeypatch.setattr(local.portaudio, "same_case", lambda microphone, speaker: True)
+    monkeypatch.setattr(ends.portaudio, "same_case", lambda microphone, speaker: True)
     local.main([])
     assert "wear headphones, or use --echo-cancel" in capsys.readouterr().err
 
@@ -356,14 +382,14 @@ def test_a_laptop_s_own_devices_call_for_headphones(model, sound, devices, monke
     ],
 )
 def test_which_devices_hear_each_other(microphone, speaker, same):
-    assert local.portaudio.same_case(microphone, speaker) is same
+    assert ends.portaudio.same_case(microphone, speaker) is same
 
 
 def test_echo_cancel_taps_the_speaker_and_cleans_the_microphone(model, sound, devices, monkeypatch, capsys):
-    monkeypatch.setattr(local, "EchoCanceller", lambda rate, played: ("cleans", rate))
+    monkeypatch.setattr(ends, "EchoCanceller", lambda rate, played: ("cleans", rate))
     assert local.main(["--echo-cancel"]) == 0
-    assert devices.asked[0][2] == {"tap": True}
-    assert devices.asked[1][1][2] == ("cleans", RATE)
+    assert devices.asked[1][2] == {"tap": True}
+    assert devices.given[0].clean == ("cleans", RATE)
     monkeypatch.undo()
 
 
@@ -378,7 +404,7 @@ def test_json_and_quiet(model, sound, capsys):
     assert [json.loads(line)["frame"] for line in out.splitlines()] == list(range(6))
     assert err == ""
     assert local.main([*IN_OUT, "--tail", "0", "--quiet"]) == 0
-    assert capsys.readouterr() == (" one" * 6 + "\n", "")
+    assert capsys.readouterr() == ("one" + " one" * 5 + "\n", "")
 
 
 def test_record_and_trace_of_files(model, sound, capsys):
@@ -409,34 +435,9 @@ def test_recording_is_kept_when_the_model_breaks(model, sound):
     assert threading.active_count() == threads
 
 
-def test_terminal_view_with_keys(tmp_path):
-    """On a pseudo-terminal: the file is spoken, the view drawn, q pressed. Without a sound card it is one line."""
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "moshi_mlx.local", "--model", MODEL, "--force", "--user-file", QUESTION]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path)
-    before = termios.tcgetattr(theirs)
-    seen = b""
-    while b"no " not in seen and b"q quit" not in seen:
-        seen += os.read(ours, 65536)
-    os.write(ours, b"q")
-    reader = threading.Thread(target=drain, args=(ours,), daemon=True)
-    reader.start()
-    assert process.wait(30) == (0 if b"q quit" in seen else 2)
-    assert termios.tcgetattr(theirs) == before
-    os.close(theirs)
-    reader.join(10)
-    os.close(ours)
-
-
-def drain(file):
-    with contextlib.suppress(OSError):
-        while os.read(file, 65536):
-            pass
-
-
 def test_interrupted_load_of_the_real_command_ends_within_its_grace(tmp_path):
     """Whatever it is doing: compiling kernels, loading, timing frames."""
-    command = [sys.executable, "-m", "moshi_mlx.local", "--demo", "--tail", "1000"]
+    command = [sys.executable, "-m", "moshi_mlx.local", "--demo", "--output-device", "none", "--tail", "1000"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr.readline().startswith("loading ")
     process.send_signal(signal.SIGINT)
@@ -487,14 +488,14 @@ def check_refused(capsys, options, said, line=0):
         (["--input", "in.wav", "--user-file", "in.wav"], "--user-file is about the microphone"),
         (["--input", "in.wav", "--input-device", "1"], "--input-device is about the microphone"),
         (["--input", "in.wav", "--echo-cancel"], "--echo-cancel is about the microphone"),
-        (["--demo", "--output-device", "1"], "--output-device is about devices"),
-        (["--demo", "--device-rate", "48000"], "--device-rate is about devices"),
+        (["--input", "in.wav", "--output", "o.wav", "--output-device", "1"], "--output-device is about devices"),
+        (["--input", "in.wav", "--output", "o.wav", "--device-rate", "48000"], "--device-rate is about devices"),
         (["--device-rate", "10"], "--device-rate: got '10'"),
         (["--latency-limit", "100"], "--latency-limit: got '100', expected a whole number of at least 160"),
         (["--demo", "--record", "talk.mp3"], "talk.mp3: the conversation is recorded as WAV"),
         (["--demo", "--record", "reply.wav"], "--output and --record are the same file"),
         (["--demo", "--record", "talk.wav", "--trace", "talk.json"], "--record's words and --trace are the same file"),
-        (["--demo", "--trace", "."], ".: cannot be written: it is a folder"),
+        (["--demo", "--trace", "."], ".: cannot be written: it is not a regular file, it is a folder"),
         (["--user-file", "missing.wav"], "missing.wav: cannot be read"),
         (["--what"], "unrecognized arguments: --what"),
         (["--input", "missing.wav", "--output", "out.wav"], "missing.wav: cannot be read: No such file"),
@@ -514,6 +515,13 @@ def test_bad_options_and_files(model, sound, capsys, options, said):
     Path("link.wav").symlink_to("in.wav")
     check_refused(capsys, options, said)
     assert model.asked == []
+
+
+def test_a_person_s_own_settings_of_devices_are_left_aside_where_there_are_none(model, sound, monkeypatch):
+    Path("own.toml").write_text("[local]\necho-cancel = true\noutput-device = 'box'\ntext-top-p = 0.9\nseed = 3\n")
+    monkeypatch.setenv("MOSHI_MLX_CONFIG", "own.toml")
+    assert local.main(IN_OUT) == 0
+    assert model.asked[1] == {"seed": 3, "text_top_p": 0.9}
 
 
 def test_model_that_cannot_be_loaded(sound, monkeypatch, capsys):
@@ -584,8 +592,9 @@ def test_tiny_model_end_to_end(tmp_path):
         text += frame.text
     expected = np.concatenate(reply)[: len(question) + RATE]
     np.testing.assert_allclose(written(tmp_path / "out.wav"), np.clip(expected, -1, 1), atol=1e-4)
-    assert done.stdout == text + "\n"
-    assert f"{len(reply)} frames" in done.stderr
+    assert done.stdout.split() == text.split()
+    assert not done.stdout.startswith(" ")
+    assert f"{len(reply) * 0.08:.1f} s of sound" in done.stderr
 
 
 def test_reader_of_the_text_that_leaves_does_not_end_the_reply(tmp_path):
@@ -616,7 +625,81 @@ def test_unreachable_hub_id_says_how_to_use_a_folder(tmp_path):
 
 
 def test_demo(tmp_path):
-    done = command("--demo", folder=tmp_path)
+    done = command("--demo", "--output-device", "none", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert os.listdir(tmp_path) == ["reply.wav"]
     assert len(written(tmp_path / "reply.wav")) == len(files.read_sound(options.DEMO_INPUT, RATE)) + 3 * RATE
+
+
+# Places and streams
+
+WRITERS = {"--output": "wav", "--record": "wav", "--transcript": "txt", "--trace": "json"}
+PLACES = {"file/x": "Not a directory", "missing/x": "there is no folder missing", "/proc/x": "No such file",
+          "folder.": "it is a folder", "/dev/full": "", "caf\udce9/x": "there is no folder"}  # fmt: skip
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_no_writer_begins_where_it_cannot_write(model, sound, capsys, writer, place, more):
+    """Before the model is loaded: one line, status 2, and nothing is there that was not."""
+    Path("file").touch()
+    Path(f"folder.{WRITERS[writer]}").mkdir()
+    path = place if place == "/dev/full" else f"{place.removesuffix('.')}.{WRITERS[writer]}"
+    others = {"--input": "in.wav", "--output": "other.wav", writer: path}
+    check_refused(capsys, [word for pair in others.items() for word in pair] + more, PLACES[place])
+    assert model.asked == []
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_every_writer_keeps_what_was_there_and_says_where_it_writes(model, sound, capsys, writer):
+    path = Path(f"mine.{WRITERS[writer]}")
+    others = {"--input": "in.wav", "--output": "out.wav", "--steps": "3", writer: str(path)}
+    command = [word for pair in others.items() for word in pair]
+    for n in range(3):
+        Path("out.wav").unlink(missing_ok=True)
+        assert local.main(command) == 0
+        err = capsys.readouterr().err
+        assert (f"mine.{WRITERS[writer]} is there already: this goes to mine-{n + 1}.{WRITERS[writer]}" in err) == (
+            n > 0
+        )
+    assert len(list(Path().glob(f"mine*.{WRITERS[writer]}"))) == 3
+    before = path.read_bytes()
+    path.write_bytes(b"earlier")
+    assert local.main([*command, "--overwrite"]) == 0
+    assert path.read_bytes()[:4] == before[:4]
+    assert len(list(Path().glob(f"mine*.{WRITERS[writer]}"))) == 3
+
+
+@pytest.mark.parametrize("writer", ["--record", "--transcript", "--trace"])
+def test_a_disk_that_fills_up_is_one_line(model, sound, capsys, writer, monkeypatch):
+    """What could not be written is not there; a recording has what was whole."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr("moshi_mlx.local.transcript.WRITE_SECONDS", 0.0)
+    model.conversation.step = lambda pcm, step=model.conversation.step: types.SimpleNamespace(
+        **{**vars(step(pcm)), "text": " word" * 1000}
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        options = ["--input", "in.wav", "--output", "-", writer, f"mine.{WRITERS[writer]}", "--quiet"]
+        with open(os.devnull, "w") as nowhere:
+            monkeypatch.setattr(sys, "stdout", nowhere)
+            assert local.main(options) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert line.startswith(f"moshi_mlx.local: error: mine.{WRITERS[writer]}: cannot be written: File too large")
+    assert os.listdir() == ["in.wav"]
+
+
+@pytest.mark.parametrize(
+    "way", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full", "| true", "2>&1 | head -c 1"]
+)
+@pytest.mark.parametrize("more", ["", "--json", "--quiet"])
+def test_closed_and_full_streams_lose_no_reply(tmp_path, way, more):
+    options = f"--model {MODEL} --input {QUESTION} --steps 4 --tail 0 --output out.wav {more}"
+    shell = f"set -o pipefail; {sys.executable} -m moshi_mlx.local {options} {way}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(written(tmp_path / "out.wav")) == 4 * SIZE

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from moshi_mlx import InputError, Sampling
-from moshi_mlx.models.sampling import noise, sample
+from moshi_mlx.models.sampling import RowSampling, noise, sample
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.25, 0.2], dtype=np.float32))
 
@@ -76,3 +76,36 @@ def test_keys_belong_to_conversations():
 def test_settings_out_of_range_are_named(values, name):
     with pytest.raises(InputError, match=f"^{name}: got"):
         Sampling(**values)
+
+
+ROWS = [
+    Sampling(0.8, 250),
+    Sampling(0),
+    Sampling(1.2, 1),
+    Sampling(0.7, 25, 0.9),
+    Sampling(1.0, 512, 0.3, 0.01),
+    Sampling(1.0, 40, 1.0, 0.2),
+]
+
+
+@pytest.mark.parametrize("others", [[], [Sampling(1.0)], [Sampling(0.9, 0, 0.95)], [Sampling(1.0, 600)]])
+@pytest.mark.parametrize("vocabulary", [300, 2000])
+def test_rows_draw_what_their_settings_draw_alone(others, vocabulary):
+    settings = [*ROWS, *others]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        logits = mx.array(rng.normal(scale=3, size=(len(settings), vocabulary)).astype(np.float32))
+        gumbel = mx.array(rng.gumbel(size=logits.shape).astype(np.float32))
+        rows = RowSampling(mx.array(RowSampling.rows(settings)), RowSampling.most_of(settings))
+        assert (rows.most == 0) == bool(others)
+        tokens = np.array(sample(logits, gumbel, rows))
+        alone = [sample(logits[i : i + 1], gumbel[i : i + 1], each).item() for i, each in enumerate(settings)]
+        assert tokens.tolist() == alone
+
+
+def test_a_draw_does_not_depend_on_tokens_that_are_cut_either_way():
+    rng = np.random.default_rng(1)
+    logits = mx.array(rng.normal(size=(200, 50)).astype(np.float32))
+    gumbel = mx.array(rng.gumbel(size=logits.shape).astype(np.float32))
+    narrow, wide = (np.array(sample(logits, gumbel, Sampling(top_k=k))) for k in (20, 21))
+    assert 0 < (narrow != wide).sum() < 30  # only where the one more wins

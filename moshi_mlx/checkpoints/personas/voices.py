@@ -49,9 +49,7 @@ class Voices:
 
         Raises InputError for an unknown name, CheckpointError for a broken file.
         """
-        stem = name
-        for suffix in (TORCH_SUFFIX, *SOUND_SUFFIXES):
-            stem = stem.removesuffix(suffix)
+        stem = stem_of(name)
         files = self._files()
         if stem in files:
             path = files[stem]
@@ -75,7 +73,7 @@ class Voices:
         folder = self.folder / VOICES_FOLDER_NAME
         suffixes = (*SOUND_SUFFIXES, TORCH_SUFFIX)  # of two with one name, the published file
         paths = [path for suffix in suffixes for path in sorted(folder.glob(f"*{suffix}"))] if folder.is_dir() else []
-        return {path.stem: path for path in paths}
+        return {path.stem: path for path in paths if path.is_file() and not path.name.startswith(".")}
 
     def _archived(self, wanted: str | None = None) -> dict[str, bytes]:
         """The archive's voices by name, with the bytes of the wanted one."""
@@ -95,6 +93,13 @@ class Voices:
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise CheckpointError(f"{path}: not an archive of voices: {error}") from error
         return found
+
+
+def stem_of(name: str) -> str:
+    """A voice's name without the suffix of its file."""
+    for suffix in (TORCH_SUFFIX, *SOUND_SUFFIXES):
+        name = name.removesuffix(suffix)
+    return name
 
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:

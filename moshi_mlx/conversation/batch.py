@@ -1,0 +1,279 @@
+"""Batch: several conversations in one step, which costs far less than a step for each. What the server builds on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import InputError
+from ..inputs import spelled_out
+from ..models.layers.transformer import grow
+from ..models.moshi import Moshi
+from ..models.sampling import RowSampling, SamplingSettings
+from ..models.state import State, flatten, where
+from ..terminal.progress import steps
+from . import duplex, rows
+from .duplex import DuplexSampling
+from .session import Frame, bound_memory, capacities, checked_context
+from .speech import SpeechDetector
+from .text import TextDecoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+# Sound is within [-1, 1]; what is louder than this is cut, so that no row can fill its state with infinities.
+LOUDEST = 100.0
+
+
+class Row:
+    """One conversation of a batch, from `Batch.join` until `Batch.leave`. It says nothing about its place."""
+
+    def __init__(
+        self, place: int, seed: int, sampling: DuplexSampling, text_of: TextDecoder, speech: SpeechDetector
+    ) -> None:
+        self._place, self._seed, self.sampling, self._text_of, self._speech = place, seed, sampling, text_of, speech
+        self._pending_text = ""
+        self.positions = 0
+        """Frames so far, the priming one included: 0 until it is primed."""
+        self.nonfinite_samples = 0
+        """NaN and infinite samples that were replaced by silence so far."""
+
+    @property
+    def primed(self) -> bool:
+        return self.positions > 0
+
+
+class Batch:
+    """Up to `slots` conversations in one step. Made by `model.batch(slots)`.
+
+    Rows join and leave between any two steps; those that a step is given no sound for pause, which costs them
+    nothing. A row's tokens are those of a `Session` with its seed and settings, whoever else is there (on Metal the
+    order of sums, and with it a token now and then, depends on the size of the batch).
+
+    A step takes the same time however many rows take part, so `slots` is to be no larger than needed. Memory: `slots`
+    caches, each as large as the oldest conversation among them needs. Not thread-safe: make it and use it on one
+    thread.
+    """
+
+    def __init__(
+        self,
+        model: Moshi,
+        slots: int,
+        *,
+        kv_bits: int | None = None,
+        context: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        """kv_bits, context and progress are those of `Session`. Raises InputError."""
+        if not isinstance(slots, (int, np.integer)) or isinstance(slots, bool) or slots < 1:
+            raise InputError(f"slots: got {slots!r}, expected a whole number from 1")
+        config = model.config.audio_encoder_config
+        self.slots, self.sample_rate, self.frame_size = int(slots), config.sampling_rate, config.frame_size
+        self.context = checked_context(context, model.config.sliding_window)
+        """The most frames that a row remembers."""
+        self._model, self._kv_bits = model, kv_bits
+        self._capacities = capacities(self.context, model.config.head_width, kv_bits)
+        self._rows: dict[int, Row] = {}
+        self._unfit: set[int] = set()  # places whose rings hold infinities
+        self._steps: dict[tuple[int, int], Any] = {}
+        self._state: State = None
+        bound_memory()
+        self._begin()
+        self._build_kernels(progress)
+
+    # Who is there
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those that have joined and not left, longest there first."""
+        return list(self._rows.values())
+
+    @property
+    def free(self) -> int:
+        """How many more can join."""
+        return self.slots - len(self._rows)
+
+    @spelled_out(SamplingSettings)
+    def join(self, seed: int = 0, **settings: Unpack[SamplingSettings]) -> Row:
+        """A new conversation, drawn as a session of that seed and those settings is (see `Session`).
+
+        The next step primes it, in passing; given sound in that very step, it is primed by one step more before.
+        A top_k of 0 or above 512 compiles another step, which takes a moment. Raises InputError where there is no free
+        slot and for a setting out of range, TypeError for one that does not exist.
+        """
+        sampling = self._sampling(settings)
+        if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+            raise InputError(f"seed: got {seed!r}, expected a whole number from 0 to 2**64 - 1")
+        if not self.free:
+            raise InputError(f"join: all {self.slots} slots are taken; let one leave first, or make a larger batch")
+        if not self._rows:
+            self._begin()
+        place = min(set(range(self.slots)) - set(self._rows))
+        text_of = TextDecoder(self._model.tokenizer, self._model.config.silent_text_tokens)
+        speech = SpeechDetector(self.frame_size / self.sample_rate)
+        row = self._rows[place] = Row(place, int(seed), sampling, text_of, speech)
+        if place in self._unfit:
+            self._clear(place)
+        return row
+
+    def leave(self, row: Row) -> None:
+        """Ends a conversation; its slot is free. Raises InputError where the row has left already."""
+        del self._rows[self._place(row)]
+
+    @spelled_out(SamplingSettings)
+    def change(self, row: Row, **settings: Unpack[SamplingSettings]) -> None:
+        """Other settings from the next step on; what is not named is the default again. Raises as `join`."""
+        self._place(row)
+        row.sampling = self._sampling(settings)
+
+    def _sampling(self, settings: Any) -> DuplexSampling:
+        said: Any = {**self._model.sampling_defaults, **settings}
+        return DuplexSampling.of(said)
+
+    # Steps
+
+    def step(self, sounds: Mapping[Row, Any]) -> dict[Row, Frame]:
+        """One frame of the rows that are given sound, float [frame_size] each -> what Moshi says in each.
+
+        Rows that joined since the last step are primed in it. NaN and infinite samples are replaced by silence and
+        counted in the row. Raises InputError, before anything is computed, for a row that has left and for sound of
+        another shape or type.
+        """
+        given = {row: self._sound(row, sound) for row, sound in sounds.items()}
+        if any(not row.primed for row in given):
+            self._advance({}, [row for row in self.rows if not row.primed])
+        return self._advance(given, [row for row in self.rows if not row.primed and row not in given])
+
+    def _advance(self, given: Mapping[Row, np.ndarray], priming: Iterable[Row]) -> dict[Row, Frame]:
+        """The one evaluation of a step, and its outcome on the host."""
+        takes_part = [*given, *priming]
+        if not takes_part:
+            return {}
+        if any(row.positions == self._capacity for row in self._rows.values()) and self._capacity < self.context:
+            self._grow()
+        sound = np.zeros((self.slots, self.frame_size), np.float32)
+        for row, pcm in given.items():
+            sound[row._place] = pcm
+        values = self._evaluate(sound, self._parts(given, takes_part))
+        self._unfit |= {row._place for row in takes_part if not values[-1][row._place]}
+        return self._frames(given, takes_part, values[:-1])
+
+    def _evaluate(self, sound: np.ndarray, parts: list[mx.array]) -> list[np.ndarray]:
+        """A step of the state: what it replied, and whether each row is finite."""
+        text, audio = self._sampling_rows()
+        step = self._compiled(text.most, audio.most)
+        reply, finite, self._state = step(mx.array(sound), self._state, parts, text.values, audio.values)
+        mx.eval(reply, finite, self._state)
+        return [np.array(part) for part in (*reply, finite)]
+
+    def _parts(self, given: Mapping[Row, Any], takes_part: list[Row]) -> list[mx.array]:
+        """The arrays of `rows.Parts`."""
+        hears, primes = np.zeros(self.slots, bool), np.zeros(self.slots, bool)
+        keys = np.zeros((self.slots, 2), np.uint32)
+        for row in takes_part:
+            hears[row._place], primes[row._place] = row in given, row not in given
+            keys[row._place] = divmod(row._seed, 2**32)  # as mx.random.key
+        return [mx.array(primes), mx.array(primes), mx.array(hears), mx.array(keys)]
+
+    def _frames(self, given: Mapping[Row, Any], takes_part: list[Row], reply: list[np.ndarray]) -> dict[Row, Frame]:
+        frames = {}
+        for row in takes_part:
+            row.positions += 1
+            token, codes, sound, ready = (part[row._place] for part in reply)
+            text, row._pending_text = row._pending_text + row._text_of(int(token)), ""
+            if row not in given:  # priming samples a text token before there is a frame to hand it out with
+                row._pending_text = text
+            else:
+                pcm, column = (np.array(sound), np.array(codes)) if ready else (None, None)
+                frames[row] = Frame(pcm, text, int(token), column, row._speech(pcm))
+        return frames
+
+    def _sampling_rows(self) -> tuple[RowSampling, RowSampling]:
+        """The settings of the rows' text and sound; those of free slots do not matter."""
+        free = DuplexSampling()
+        settings = [self._rows[place].sampling if place in self._rows else free for place in range(self.slots)]
+        sides: list[list[Any]] = [[each.text for each in settings], [each.audio for each in settings]]
+        text, audio = (RowSampling(mx.array(RowSampling.rows(side)), RowSampling.most_of(side)) for side in sides)
+        return text, audio
+
+    def _compiled(self, text_most: int, audio_most: int) -> Any:
+        """The step for cuts among so many tokens."""
+        if (text_most, audio_most) not in self._steps:
+            model = self._model
+
+            def step(sound: mx.array, state: State, parts: list[mx.array], text: mx.array, audio: mx.array) -> Any:
+                sampling = DuplexSampling(RowSampling(text, text_most), RowSampling(audio, audio_most))
+                return rows.step(model, sound, state, rows.Parts(*parts), sampling)
+
+            self._steps[text_most, audio_most] = mx.compile(step)
+        return self._steps[text_most, audio_most]
+
+    # The state
+
+    def _begin(self) -> None:
+        """Nobody is there: the first caches again."""
+        self._capacity = self._capacities[0]
+        self._state = None  # freed before its successor is made
+        self._state = duplex.init_state(self._model, [0] * self.slots, self._capacity, self._kv_bits)
+        self._unfit.clear()
+
+    def _grow(self) -> None:
+        self._capacity = self._capacities[self._capacities.index(self._capacity) + 1]
+        self._state["temporal"] = grow(self._state["temporal"], self._capacity)
+
+    def _build_kernels(self, progress: bool) -> None:
+        """Take a step with every size of cache that there will be, so that no frame waits for its compilation."""
+        with steps("compiling", len(self._capacities), progress) as built:
+            for capacity in self._capacities:
+                if capacity > self._capacity:
+                    self._grow()
+                self._evaluate(np.zeros((self.slots, self.frame_size), np.float32), self._parts({}, []))
+                built(1)
+        self._begin()
+
+    def fill_context(self) -> None:
+        """Go to where every row's whole context is full (of nothing): what a step costs from there on. For measuring.
+
+        It lasts until nobody is left and somebody joins.
+        """
+        while self._capacity < self.context:
+            self._grow()
+        offset = mx.full((self.slots,), self.context, mx.int32)
+        self._state |= {"offset": offset, "temporal": self._state["temporal"] | {"offset": offset}}
+        mx.eval(self._state)
+        for row in self._rows.values():
+            row.positions = self.context
+
+    def _clear(self, place: int) -> None:
+        """Empty the rings of a slot. Nothing else needs it: only infinities reach through a mask."""
+        others = mx.arange(self.slots) != place
+        self._state = where(others, self._state, rows._zeros(self._state))
+        mx.eval(self._state)
+        self._unfit.discard(place)
+
+    # What people hand in
+
+    def _place(self, row: Row) -> int:
+        if not isinstance(row, Row) or self._rows.get(row._place) is not row:
+            raise InputError(f"row: got {row!r}, expected one that this batch's join returned and that has not left")
+        return row._place
+
+    def _sound(self, row: Row, sound: Any) -> np.ndarray:
+        self._place(row)
+        sound = np.asarray(sound)
+        if sound.dtype.kind != "f" or sound.shape != (self.frame_size,):
+            raise InputError(
+                f"sounds: got {sound.dtype} of shape {list(sound.shape)}, expected float32 of shape "
+                f"[{self.frame_size}] in [-1, 1] at {self.sample_rate} Hz"
+            )
+        finite = np.isfinite(sound)
+        row.nonfinite_samples += int(sound.size - finite.sum())
+        return np.clip(np.where(finite, sound, 0), -LOUDEST, LOUDEST).astype(np.float32)
+
+
+def state_bytes(batch: Batch) -> int:
+    """Bytes of the caches and tails that a batch holds now."""
+    return sum(array.nbytes for _, array in flatten(batch._state))

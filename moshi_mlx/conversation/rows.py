@@ -1,0 +1,61 @@
+"""The duplex step of many conversations that come, pause and go: `duplex.step`, told what each row does in it.
+
+Every row is computed in every step, so that the step has one shape. A row that has no part in it keeps its state, and
+nothing of its rings is copied (`state.keep_paused`). A new row needs no step of its own: what is small of its state is
+zeroed in passing, its rings need no clearing, and its priming position is one row of an ordinary step in which its
+codec stands still.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from ..models.moshi import Moshi
+from ..models.state import State, keep_paused
+from . import duplex
+from .duplex import DuplexSampling, Reply
+
+
+class Parts(NamedTuple):
+    """What each row does in a step; all [B]."""
+
+    begins: mx.array  # bool, a new conversation: its state counts as nothing
+    primes: mx.array  # bool, takes position 0, which sees initial tokens alone
+    hears: mx.array  # bool, takes its frame of sound
+    keys: mx.array  # uint32 [B, 2], the random keys of the rows that begin
+
+
+def step(
+    model: Moshi, sound: mx.array, state: State, parts: Parts, sampling: DuplexSampling
+) -> tuple[Reply, mx.array, State]:
+    """sound float [B, frame_size] -> the reply, whether each row is finite (bool [B]), state.
+
+    The reply of a row that neither primes nor hears means nothing, nor do the codes and sound of one that primes.
+    """
+    before = _begun(state, parts)
+    codes, encoder = model.audio_encoder.encode_step(sound, before["encoder"], model.config.user_codebooks)
+    codes = mx.where(parts.hears[:, None], codes[..., 0], 0)
+    text, heard = duplex.hear_codes(model, codes, before, sampling)
+    finite = mx.isfinite(heard["hidden"]).all(axis=-1)
+    reply, after = duplex.speak(model, text, heard, sampling)
+    finite &= mx.isfinite(reply.sound).all(axis=-1)
+    codec = {
+        name: keep_paused(parts.hears, now, before[name])
+        for name, now in (("encoder", encoder), ("decoder", after["decoder"]))
+    }
+    return reply, finite, {**keep_paused(parts.hears | parts.primes, after, before), **codec}
+
+
+def _begun(state: State, parts: Parts) -> State:
+    """The state before the step, of rows that begin as well."""
+    nothing = keep_paused(~parts.begins, state, _zeros(state))
+    return {**nothing, "keys": mx.where(parts.begins[:, None], parts.keys, state["keys"])}
+
+
+def _zeros(state: State) -> State:
+    """What a new conversation's state is, rings apart: `keep_paused` does not look at them."""
+    if isinstance(state, dict):
+        return {name: _zeros(part) for name, part in state.items()}
+    return [_zeros(part) for part in state] if isinstance(state, list) else mx.zeros_like(state)

@@ -1,0 +1,144 @@
+"""Serve Moshi: python -m moshi_mlx.serve.
+
+The main thread runs the event loop, the engine's thread the model; signals ask for the end, and a second one has it at
+once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..conversation.batch import Batch
+from ..errors import ConfigError, InputError, MoshiError
+from ..terminal.version import VERSION, install
+from . import options
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STATUS_NOW = 130
+
+
+def make_batch(arguments: argparse.Namespace, say: Callable[[str], None]) -> Batch:
+    """Loads the model and finds how many conversations it is to hold. Called on the model's thread."""
+    import mlx.core as mx
+
+    from ..huggingface.loading import load
+    from ..machine import preflight
+    from . import capacity
+
+    say(f"loading {arguments.model} ...")
+    given: dict[str, Any] = {"adapter": arguments.adapter} if arguments.adapter else {}
+    if mx.default_device() == mx.Device(mx.cpu):  # which computes it ten times as fast
+        given["dtype"] = mx.float32
+    model = load(arguments.model, **given)
+    say(preflight.report(model, arguments.kv_bits))
+    _check_frames(arguments.model, model.config.audio_encoder_config)
+
+    def sized(slots: int) -> Batch:
+        return model.batch(slots, kv_bits=arguments.kv_bits, context=arguments.context)
+
+    if arguments.slots == "auto":
+        return capacity.largest(sized, say)
+    batch = sized(arguments.slots)
+    seconds = capacity.step_seconds(batch)
+    slow = "" if seconds < capacity.BUDGET else "; too slow to keep real time with everybody talking"
+    say(f"{batch.slots} at once: {1000 * seconds:.0f} ms a step of 80{slow}")
+    return batch
+
+
+def _check_frames(name: str, config: Any) -> None:
+    from .house import House
+
+    if (config.sampling_rate, config.frame_size) != (House.sample_rate, House.frame_size):
+        raise ConfigError(
+            f"{name}: has frames of {config.frame_size} samples at {config.sampling_rate} Hz, "
+            f"expected {House.frame_size} at {House.sample_rate} Hz"
+        )
+
+
+async def serve(arguments: argparse.Namespace, opened: Callable[[str], None] = lambda address: None) -> None:
+    """Until it is told to end. `opened` is called with the page's address when people can come in."""
+    from .app import Listener, tls
+    from .guard import Guard
+    from .house import House, Rules
+    from .logs import logger
+
+    log = logger(arguments.log_format)
+    context = tls(arguments.ssl) if arguments.ssl else None
+    guard = Guard(arguments.host, arguments.token, tuple(arguments.origin))
+    rules = Rules(arguments.queue, arguments.max_minutes, arguments.drain)
+    house = House(lambda: make_batch(arguments, log.info), guard, rules, _short(arguments.model), VERSION, log)
+    _on_signals(house)
+    listener = Listener(house)
+    try:
+        await house.open()
+        if not house.over.is_set():
+            port = await listener.open(arguments.host, arguments.port, context)
+            address = _address(arguments.host, port, context is not None)
+            log.info("open", extra={"address": address, "slots": house.doors.slots})
+            opened(address)
+        await house.over.wait()
+    finally:
+        await house.close()
+        await listener.close()
+    if house.failure is not None:
+        raise house.failure
+    log.info("closed")
+
+
+def _on_signals(house: Any) -> None:
+    """The first drains, the second ends the program now."""
+    loop = asyncio.get_running_loop()
+    draining: list[asyncio.Task[None]] = []
+
+    def asked() -> None:
+        if draining or not house.doors.slots:
+            os._exit(STATUS_NOW)
+        draining.append(asyncio.ensure_future(house.drain()))
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, asked)
+
+
+def _address(host: str, port: int, secure: bool) -> str:
+    name = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http{'s' if secure else ''}://{name}:{port}/"
+
+
+def _short(model: str) -> str:
+    """A model's name without the folders before it: it is shown to people."""
+    return Path(model).name
+
+
+def run(arguments: argparse.Namespace, program: str, opened: Callable[[str], None] = lambda address: None) -> int:
+    """Serves, and says what is wrong in one line."""
+    try:
+        try:
+            import aiohttp  # noqa: F401
+            import av  # noqa: F401
+            import prometheus_client  # noqa: F401
+            import sphn  # noqa: F401
+        except ImportError as error:
+            raise InputError(f"{error.name} is not installed: {install('serve')}") from None
+        asyncio.run(serve(arguments, opened))
+    except MoshiError as error:
+        print(f"{program}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return STATUS_NOW
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status, which --help describes."""
+    return run(options.parse(argv), options.PROGRAM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""The addresses: /, /api/chat, /v1/realtime, /health, /metrics. Thin: what happens behind them is the house's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from ..errors import InputError
+from . import kyutai
+from .chat import Chat
+from .guard import Refused
+from .house import House
+from .realtime_talk import RealtimeTalk
+
+PAGE = Path(__file__).parent / "page"
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss: blob:; media-src 'self' blob:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "microphone=(self)",
+    "Cache-Control": "no-cache",
+}
+FIRST_REQUEST_SECONDS = 10.0
+HOUSE = web.AppKey("house", House)
+ASKED: web.AppKey[Callable[[Any], None]] = web.AppKey("asked")
+"""Called with a connection's protocol when it has asked for something."""
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def make_app(house: House, asked: Callable[[Any], None] = lambda protocol: None) -> web.Application:
+    """The addresses of a house."""
+    app = web.Application(middlewares=[_guarded], client_max_size=64 * 1024)
+    app[HOUSE], app[ASKED] = house, asked
+    for path, handler in (("/api/chat", _chat), ("/v1/realtime", _realtime), ("/health", _health),
+                          ("/metrics", _metrics)):  # fmt: skip
+        app.router.add_get(path, handler)
+    # The files are read once and listed: there is no path to walk out of.
+    for file in sorted(PAGE.iterdir()):
+        if file.suffix in TYPES:
+            app.router.add_get("/" if file.name == "index.html" else f"/{file.name}", _static(file))
+    return app
+
+
+def _static(file: Path) -> Handler:
+    body = file.read_bytes()
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=body, content_type=TYPES[file.suffix], charset="utf-8", headers=HEADERS)
+
+    return serve
+
+
+@web.middleware
+async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Host is checked for everything; what is refused gets a line that says why."""
+    request.app[ASKED](request.protocol)
+    house = request.app[HOUSE]
+    try:
+        house.guard.check_host(request.headers)
+        return await handler(request)
+    except Refused as error:
+        house.figures.refused.labels(str(error.status)).inc()
+        house.log.info("refused", extra={"path": request.path, "reason": str(error)})
+        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+        return web.json_response({"error": str(error)}, status=error.status, headers=headers)
+    except InputError as error:
+        house.figures.refused.labels("400").inc()
+        return web.json_response({"error": str(error)}, status=400)
+
+
+async def _chat(request: web.Request) -> web.StreamResponse:
+    house = request.app[HOUSE]
+    house.guard.check(request.headers, request.query)
+    _check_upgrade(request)
+    ask = kyutai.ask(request.query)
+    return await house.talk(request, lambda house: Chat(house, ask))
+
+
+async def _realtime(request: web.Request) -> web.StreamResponse:
+    house = request.app[HOUSE]
+    house.guard.check(request.headers, request.query)
+    _check_upgrade(request)
+    return await house.talk(request, RealtimeTalk)
+
+
+def _check_upgrade(request: web.Request) -> None:
+    if request.headers.get("Upgrade", "").lower() != "websocket":
+        raise Refused(426, "this is a websocket; GET / is the page")
+
+
+async def _health(request: web.Request) -> web.StreamResponse:
+    health = request.app[HOUSE].health()
+    return web.json_response(health, status=200 if health["status"] == "ok" else 503)
+
+
+async def _metrics(request: web.Request) -> web.StreamResponse:
+    return web.Response(
+        body=request.app[HOUSE].metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+    )
+
+
+def tls(folder: Path) -> ssl.SSLContext:
+    """From cert.pem and key.pem in a folder, Kyutai's convention. Raises InputError."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    for file in (certificate, key):
+        if not file.is_file():
+            raise InputError(f"--ssl: got a folder without {file.name} ({folder}), expected cert.pem and key.pem")
+    try:
+        context.load_cert_chain(certificate, key)
+    except (ssl.SSLError, OSError) as error:
+        raise InputError(f"--ssl: got files in {folder} that are no certificate and its key ({error})") from None
+    return context
+
+
+class Listener:
+    """A house's addresses on a port. Connections that never ask for anything are dropped after a while."""
+
+    def __init__(self, house: House) -> None:
+        app = make_app(house, self._asked)
+        self.runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+        self._server: asyncio.AbstractServer | None = None
+        self._silent: dict[Any, asyncio.TimerHandle] = {}  # connections that have asked for nothing yet
+
+    async def open(self, host: str, port: int, context: ssl.SSLContext | None = None) -> int:
+        """-> the port, which the system chooses where it is 0. Raises InputError where it cannot be had."""
+        await self.runner.setup()
+        loop = asyncio.get_running_loop()
+        try:
+            self._server = await loop.create_server(self._protocol, host, port, ssl=context, backlog=128)
+        except OSError as error:
+            raise InputError(f"--host, --port: cannot listen on {host}:{port} ({error.strerror or error})") from None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def _protocol(self) -> Any:
+        assert self.runner.server is not None
+        protocol = self.runner.server()
+        loop = asyncio.get_running_loop()
+        self._silent[protocol] = loop.call_later(FIRST_REQUEST_SECONDS, self._drop, protocol)
+        return protocol
+
+    def _asked(self, protocol: Any) -> None:
+        timer = self._silent.pop(protocol, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _drop(self, protocol: Any) -> None:
+        self._silent.pop(protocol, None)
+        if protocol.transport is not None:
+            protocol.transport.abort()
+
+    async def close(self) -> None:
+        for timer in self._silent.values():
+            timer.cancel()
+        self._silent.clear()
+        if self._server is not None:
+            self._server.close()
+        await self.runner.cleanup()
+        if self._server is not None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._server.wait_closed(), 2.0)

@@ -1,0 +1,203 @@
+"""The thread that owns the model: one tick of 80 ms for all, one step of the batch a tick.
+
+People come and go from any thread; what becomes of it happens in the next tick. A tick takes whoever has a frame of
+sound ready; the others pause in it, so that nobody waits for a slow one. While nobody speaks there are no ticks: the
+next one comes when somebody's first frame is complete, so that a lone newcomer does not wait for a clock either.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from ..conversation.batch import Batch, Row
+from ..conversation.session import Frame
+from ..models.sampling import SamplingSettings
+from .inbox import Inbox
+
+TICK = 0.08  # seconds
+# After a newcomer's frame is complete and before the tick that the clock starts with: what a network may be late.
+MARGIN = 0.01
+IDLE_TICKS = 12  # without anybody's sound, after which the clock stops
+MOST_DEBT = 0.4  # seconds that ticks may be late before the clock begins anew
+
+
+class Person(Protocol):
+    """What the engine needs of somebody."""
+
+    @property
+    def inbox(self) -> Inbox: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def settings(self) -> SamplingSettings: ...
+    @property
+    def paused(self) -> bool: ...
+
+
+class Said(NamedTuple):
+    """What a tick gave a person: a frame, or none where the conversation is now ready to begin."""
+
+    person: Any
+    frame: Frame | None
+
+
+class Clock(Protocol):
+    """The time, and waiting for it; a test has its own."""
+
+    def now(self) -> float: ...
+    def wait(self, condition: threading.Condition, seconds: float | None) -> None:
+        """With `condition` held, until it is notified or so many seconds have gone."""
+
+
+class RealClock:
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wait(self, condition: threading.Condition, seconds: float | None) -> None:
+        condition.wait(seconds)
+
+
+class Engine:
+    """`start` runs it on a thread of its own, where `make_batch` is called too: all MLX work is on that thread.
+
+    `deliver(list of Said)` is called on that thread once a tick; `failed(error)` where the model cannot go on.
+    """
+
+    def __init__(
+        self,
+        make_batch: Callable[[], Batch],
+        deliver: Callable[[list[Said]], None],
+        failed: Callable[[BaseException], None] = lambda error: None,
+        clock: Clock | None = None,
+        timed: Callable[[float, float], None] = lambda seconds, late: None,
+    ) -> None:
+        self._make_batch, self._deliver, self._failed, self._timed = make_batch, deliver, failed, timed
+        self._clock: Clock = clock or RealClock()
+        self._changed = threading.Condition()
+        self._coming: list[Person] = []
+        self._going: list[Person] = []
+        self._rows: dict[Person, Row] = {}
+        self._stop = False
+        self._next: float | None = None  # when the next tick is due; None while the clock stands
+        self._quiet = 0  # ticks without anybody's sound
+        self.ready = threading.Event()
+        """Set when the batch is there, or failed to be."""
+        self.batch: Batch | None = None
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    # From any thread
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread after the tick at hand."""
+        self._stop = True
+        self.wake()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def join(self, person: Person) -> None:
+        """A new conversation with the next tick; one that the person has already is ended by it."""
+        with self._changed:
+            self._coming.append(person)
+            self._changed.notify()
+
+    def leave(self, person: Person) -> None:
+        """Ends a person's conversation, also one that has not begun. May be called twice."""
+        with self._changed:
+            self._coming = [other for other in self._coming if other is not person]
+            self._going.append(person)
+            self._changed.notify()
+
+    def wake(self) -> None:
+        """There is sound, perhaps. Where ticks come anyway, nobody need be woken."""
+        if self._next is None or self._stop:
+            with self._changed:
+                self._changed.notify()
+
+    @property
+    def people(self) -> int:
+        return len(self._rows)
+
+    # On the thread
+
+    def _run(self) -> None:
+        try:
+            self.batch = self._make_batch()
+            self.ready.set()
+            while self._wait():
+                self.tick()
+        except BaseException as error:
+            self._failed(error)
+        finally:
+            self._rows.clear()
+            self.batch = None
+            self.ready.set()
+
+    def _wait(self) -> bool:
+        """Until a tick is due; false at the end."""
+        with self._changed:
+            while not self._stop:
+                if self._coming or self._going:
+                    if self._next is None:
+                        return True
+                elif self._next is None and any(self._can_speak(person) for person in self._rows):
+                    self._next, self._quiet = self._clock.now() + MARGIN, 0
+                left = None if self._next is None else self._next - self._clock.now()
+                if left is not None and left <= 0:
+                    return True
+                self._clock.wait(self._changed, left)
+            return False
+
+    def tick(self) -> None:
+        """Who left is let go, who came is primed, who has a frame is heard; all in one step."""
+        batch = self.batch
+        assert batch is not None
+        began = self._clock.now()
+        late = 0.0 if self._next is None else began - self._next
+        newcomers = self._take_in(batch)
+        sounds, speakers = {}, {}
+        for person, row in self._rows.items():
+            frame = None if person in newcomers or person.paused else person.inbox.frame()
+            if frame is not None:
+                sounds[row], speakers[row] = frame, person
+        frames = batch.step(sounds)
+        said = [Said(speakers[row], frame) for row, frame in frames.items()]
+        said += [Said(person, None) for person in newcomers]
+        if said:
+            self._timed(self._clock.now() - began, late)
+            self._deliver(said)
+        self._schedule(bool(sounds))
+
+    def _take_in(self, batch: Batch) -> list[Person]:
+        """Lets those who left go and those who came in: -> the newcomers, to be primed by the next step."""
+        with self._changed:
+            coming, going = self._coming, self._going
+            self._coming, self._going = [], []
+        for person in (*going, *coming):
+            row = self._rows.pop(person, None)
+            if row is not None:
+                batch.leave(row)
+        for person in coming:
+            person.inbox.clear()
+            self._rows[person] = batch.join(seed=person.seed, **person.settings)
+        return coming
+
+    def _schedule(self, spoke: bool) -> None:
+        """When the next tick is due."""
+        if self._next is None:
+            return
+        self._quiet = 0 if spoke else self._quiet + 1
+        if self._quiet >= IDLE_TICKS:
+            self._next = None
+            return
+        self._next += TICK
+        if self._clock.now() - self._next > MOST_DEBT:
+            self._next = self._clock.now()
+
+    def _can_speak(self, person: Person) -> bool:
+        return person.inbox.ready and not person.paused
