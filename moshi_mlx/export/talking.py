@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
@@ -43,8 +43,8 @@ class Talk:
 
     def __init__(self, bundle: Bundle, seed: int, sampling: DuplexSampling) -> None:
         self._bundle = bundle
-        self._text = Stream(bundle, sampling.text, bundle.number("text_tokens"))
-        self._audio = Stream(bundle, sampling.audio, bundle.number("audio_tokens"))
+        self._text = Stream(bundle, cast(Sampling, sampling.text), bundle.number("text_tokens"))
+        self._audio = Stream(bundle, cast(Sampling, sampling.audio), bundle.number("audio_tokens"))
         greedy = sampling.text.greedy and sampling.audio.greedy
         self._noise = None if greedy else bundle.graph("noise", [])
         self._key = mx.random.key(seed)[None]
