@@ -7,19 +7,16 @@
 namespace moshi_mlx {
 
 namespace {
-int candidates_of(double temperature, int top_k, int vocabulary) {
-  return temperature == 0 ? 0 : std::min(top_k ? top_k : vocabulary, vocabulary);
-}
-
 constexpr double kCold = 1e-30;  // below it, logits divided by the temperature may leave float32's range
 
-Graph graph_of(const Bundle& bundle, double temperature, int candidates, double top_p, double min_p, int vocabulary) {
-  std::string kind = candidates && candidates < vocabulary ? "k" : "";
+Graph graph_of(const Bundle& bundle, double temperature, int top_k, double top_p, double min_p, int vocabulary) {
+  int kept = std::min(top_k ? top_k : vocabulary, vocabulary);
+  std::string kind = kept < vocabulary ? "k" : "";
   if (top_p < 1) kind += "p";
   if (min_p > 0) kind += "m";
   if (temperature < kCold) kind += "c";
-  std::string name = "sample." + (candidates == 0 ? "greedy" : kind.empty() ? "all" : kind);
-  return bundle.graph(name, {{'V', vocabulary}, {'K', candidates ? candidates : vocabulary}});
+  std::string name = "sample." + (temperature == 0 ? "greedy" : kind.empty() ? "all" : kind);
+  return bundle.graph(name, {{'V', vocabulary}, {'K', kept}});
 }
 
 mx::array scalar(float value) { return mx::array(&value, mx::Shape{}); }
@@ -30,8 +27,8 @@ void check_range(const char* name, double value, double least, double most, cons
 }  // namespace
 
 Stream::Stream(const Bundle& bundle, double temperature, int top_k, double top_p, double min_p, int vocabulary)
-    : candidates(candidates_of(temperature, top_k, vocabulary)), temperature_(temperature), top_p_(top_p), min_p_(min_p),
-      graph_(graph_of(bundle, temperature, candidates, top_p, min_p, vocabulary)) {}
+    : greedy(temperature == 0), temperature_(temperature), top_p_(top_p), min_p_(min_p),
+      graph_(graph_of(bundle, temperature, top_k, top_p, min_p, vocabulary)) {}
 
 mx::array Stream::choose(const mx::array& logits, const mx::array& noise, const Arrays& numbers) const {
   return graph_({logits, noise, numbers[0], numbers[1], numbers[2]})[0];
@@ -44,8 +41,8 @@ Arrays Stream::numbers() const {
 Sampler::Sampler(const Bundle& bundle, const moshi_settings& s)
     : text(bundle, s.text_temperature, s.text_top_k, s.text_top_p, s.text_min_p, bundle.number("text_tokens")),
       audio(bundle, s.temperature, s.top_k, s.top_p, s.min_p, bundle.number("audio_tokens")) {
-  if (!text.candidates && !audio.candidates) return;
-  noise = bundle.graph("noise", {{'T', text.candidates}, {'A', audio.candidates}});
+  if (text.greedy && audio.greedy) return;
+  noise = bundle.graph("noise");
   if (noise->outputs() != 2 + size_t(bundle.number("codebooks"))) fail(MOSHI_BAD_BUNDLE, "noise.graph: has another number of results");
 }
 

@@ -16,7 +16,7 @@ class Stream {
   mx::array choose(const mx::array& logits, const mx::array& noise, const Arrays& numbers) const;
   Arrays numbers() const;
 
-  const int candidates;  // how many a draw is among; 0 where greedy
+  const bool greedy;
 
  private:
   double temperature_, top_p_, min_p_;

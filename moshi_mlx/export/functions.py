@@ -13,8 +13,8 @@
 `temporal` are the caches of the temporal transformer, `small` the rest of the state (tokens, offset). In `depth` the
 choice of a codebook's token is an operation of its own, `Choose`; the runtime runs `sample.KIND` there, for which the
 settings of the conversation decide: greedy, or a letter for each of k (only of the likeliest), p (top_p), m (min_p) and
-c (a temperature so low that logits are moved before they are divided by it), or all. The number of candidates is a
-symbol in `noise` and `sample`, so that any top_k will do.
+c (a temperature so low that logits are moved before they are divided by it), or all. The sizes are symbols in
+`sample`, so that any top_k will do.
 """
 
 from __future__ import annotations
@@ -36,24 +36,17 @@ from .symbols import with_symbols
 from .tracing import mark, trace
 
 KINDS = "kpmc"
-NOISE_POINTS: list[tuple[int, ...]] = [
-    (3, 7),
-    (11, 2),
-    (5, 13),
-    (17, 19),
-]  # candidates of the text (T) and of a codebook (A)
+# Vocabulary (V) and how many of the likeliest a draw is among (K).
 SAMPLE_POINTS: list[tuple[int, ...]] = [(97, 11), (151, 17), (89, 31), (211, 5)]
 
 
 class _Stream:
-    """In the place of a `Sampling` while a step is traced: what it is asked to choose from is noted or marked."""
+    """In the place of a `Sampling` while a step is traced: what it is asked to choose from is noted and marked."""
 
-    def __init__(self, candidates: int = 1) -> None:
-        self._candidates = candidates
+    greedy = False
+
+    def __init__(self) -> None:
         self.asked: list[mx.array] = []
-
-    def candidates(self, vocabulary: int) -> int:
-        return self._candidates
 
     def choose(self, logits: mx.array, noise: mx.array) -> mx.array:
         self.asked.append(logits)
@@ -186,16 +179,13 @@ class Functions:
         return trace(f"grow.{size}", growing, [], leaves(self.states[size], names))
 
     def _noise(self) -> str:
-        def at(text: int, audio: int) -> str:
-            streams = _Traced(_Stream(text), _Stream(audio))
+        streams: Any = _Traced(_Stream(), _Stream())
 
-            def noise(key: mx.array) -> list[mx.array]:
-                drawn, codes, after = duplex.draw_noise(self.model, key, streams)  # type: ignore[arg-type]
-                return [drawn, *mx.split(codes, self.config.num_codebooks, axis=-1), after]
+        def noise(key: mx.array) -> list[mx.array]:
+            text, codes, after = duplex.draw_noise(self.model, key, streams)
+            return [text, *mx.split(codes, self.config.num_codebooks, axis=-1), after]
 
-            return trace("noise", noise, [], [mx.zeros((1, 2), mx.uint32)])
-
-        return with_symbols("noise", "TA", NOISE_POINTS, at)
+        return trace("noise", noise, [], [mx.zeros((1, 2), mx.uint32)])
 
 
 def samples() -> dict[str, str]:
@@ -208,19 +198,18 @@ def samples() -> dict[str, str]:
 
 
 def _sample(kind: str) -> str:
-    def choose(
-        logits: mx.array, noise: mx.array, temperature: mx.array, p: mx.array, log_m: mx.array
-    ) -> list[mx.array]:
-        if kind == "greedy":
-            return [sampling.sample(logits, noise, sampling.Sampling(temperature=0))]
-        top_p, log_min_p = p if "p" in kind else None, log_m if "m" in kind else None
-        return [sampling.draw(logits, noise, temperature, top_p, log_min_p, "c" in kind)]
-
     def at(vocabulary: int, candidates: int) -> str:
-        noise = mx.zeros((1, candidates if "k" in kind else vocabulary))
+        kept = candidates if "k" in kind else vocabulary
+
+        def choose(logits: mx.array, noise: mx.array, heat: mx.array, p: mx.array, log_m: mx.array) -> list[mx.array]:
+            if kind == "greedy":
+                return [sampling.sample(logits, noise, sampling.Sampling(temperature=0))]
+            top_p, log_min_p = p if "p" in kind else None, log_m if "m" in kind else None
+            return [sampling.draw(logits, noise, kept, heat, top_p, log_min_p, "c" in kind)]
+
         # bfloat16, so that the cast to float32 is in the graph
-        inputs = [mx.zeros((1, vocabulary), mx.bfloat16), noise, *(mx.zeros(()) for _ in range(3))]
-        return trace(f"sample.{kind}", choose, [], inputs)
+        logits, noise = mx.zeros((1, vocabulary), mx.bfloat16), mx.zeros((1, vocabulary))
+        return trace(f"sample.{kind}", choose, [], [logits, noise, *(mx.zeros(()) for _ in range(3))])
 
     return with_symbols(f"sample.{kind}", "VK", SAMPLE_POINTS, at)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
@@ -25,12 +25,12 @@ class Stream:
     """How the tokens of one kind are chosen."""
 
     def __init__(self, bundle: Bundle, settings: Sampling, vocabulary: int) -> None:
-        self.candidates = settings.candidates(vocabulary)
-        cut = "k" if 0 < self.candidates < vocabulary else ""
+        kept = min(settings.top_k or vocabulary, vocabulary)
+        cut = "k" if kept < vocabulary else ""
         kind = cut + ("p" if settings.top_p < 1 else "") + ("m" if settings.min_p > 0 else "")
         kind += "c" if settings.temperature < COLD else ""
         name = "greedy" if settings.greedy else kind or "all"
-        self._graph = bundle.graph(f"sample.{name}", [], V=vocabulary, K=self.candidates or vocabulary)
+        self._graph = bundle.graph(f"sample.{name}", [], V=vocabulary, K=kept)
         log_min_p = math.log(settings.min_p) if settings.min_p > 0 else 0.0
         self._numbers = [mx.array(float(value)) for value in (settings.temperature, settings.top_p, log_min_p)]
 
@@ -43,10 +43,10 @@ class Talk:
 
     def __init__(self, bundle: Bundle, seed: int, sampling: DuplexSampling) -> None:
         self._bundle = bundle
-        self._text = Stream(bundle, sampling.text, bundle.number("text_tokens"))
-        self._audio = Stream(bundle, sampling.audio, bundle.number("audio_tokens"))
-        counts = {"T": self._text.candidates, "A": self._audio.candidates}
-        self._noise = bundle.graph("noise", [], **counts) if any(counts.values()) else None
+        self._text = Stream(bundle, cast(Sampling, sampling.text), bundle.number("text_tokens"))
+        self._audio = Stream(bundle, cast(Sampling, sampling.audio), bundle.number("audio_tokens"))
+        greedy = sampling.text.greedy and sampling.audio.greedy
+        self._noise = None if greedy else bundle.graph("noise", [])
         self._key = mx.random.key(seed)[None]
         self._capacities = [int(size) for size in bundle.values["capacities"].split()]
         state = bundle.begin()

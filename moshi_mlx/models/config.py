@@ -12,71 +12,11 @@ from math import prod
 from typing import Any, ClassVar
 
 from ..errors import brief, require
-from ..inputs import plain
+from .checks import as_python, check_heads, only, positive, whole_numbers
 
-# What a field may be at most. Beyond it no model is meant, and a kilobyte of config would ask for gigabytes.
-MOST = {
-    "num_hidden_layers": 1024, "num_codebooks": 1024, "num_quantizers": 1024, "num_residual_layers": 16,
-    "dilation_growth_rate": 16, "compress": 1024, "kernel_size": 1024, "last_kernel_size": 1024,
-    "residual_kernel_size": 1024, "sampling_rate": 10**6, "frame_rate": 10**6, "sliding_window": 2**20,
-    "rope_theta": 1e12, "norm_eps": 0.1, "rms_norm_eps": 0.1, "initializer_range": 1000,
-}  # fmt: skip
-LEAST = {"rope_theta": 1.0, "frame_rate": 0.1, "norm_eps": 1e-20, "rms_norm_eps": 1e-20}
-MOST_OF_A_SIZE = 2**31 - 1  # as many elements as MLX counts along an axis
 MOST_FRAMES = 1000  # of a delay
 MOST_SAMPLES = 2**20  # of a frame
 MOST_DEPTH_LAYERS = 4096  # of all steps together
-
-
-def _as_python(config: Any) -> None:
-    """Numbers and arrays of NumPy and MLX, and lists, as Python's numbers and tuples, which compare and hash."""
-    for one in fields(config):
-        object.__setattr__(config, one.name, plain(getattr(config, one.name)))
-
-
-def _positive(config: Any, *names: str) -> None:
-    """Raises ConfigError where a field is no positive number of its type, or an absurd one."""
-    kinds = {f.name: (int, float) if f.type == "float" else (int,) for f in fields(config)}
-    for name in names:
-        value, most, least = getattr(config, name), MOST.get(name, MOST_OF_A_SIZE), LEAST.get(name, 0)
-        where = f"{type(config).__name__}.{name}"
-        number = isinstance(value, kinds[name]) and not isinstance(value, bool)
-        require(number and value > 0, f"{where}: expected a positive number, got {brief(value)}")
-        require(least <= value <= most, f"{where}: expected {least or 1} to {most}, got {brief(value)}")
-
-
-def _whole_numbers(config: object, name: str, low: int, high: int) -> None:
-    """Raises ConfigError where a field is no list of whole numbers from low to high."""
-    values = getattr(config, name)
-    good = isinstance(values, (tuple, list)) and all(type(value) is int and low <= value <= high for value in values)
-    where = f"{type(config).__name__}.{name}"
-    require(good, f"{where}: expected a list of whole numbers from {low} to {high}, got {brief(values)}")
-
-
-def _only(config: object, **values: Any) -> None:
-    """Fields that Hugging Face has, but of which only one value is honoured here."""
-    for name, wanted in values.items():
-        got = getattr(config, name)
-        require(got == wanted, f"{type(config).__name__}.{name}: got {brief(got)}; only {wanted!r} is supported")
-
-
-def _check_heads(config: Any) -> None:
-    name = type(config).__name__
-    _positive(config, *(part for part in ("num_key_value_heads", "head_dim") if getattr(config, part) is not None))
-    require(
-        config.head_dim is not None or config.hidden_size % config.num_attention_heads == 0,
-        f"{name}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
-        f"{config.num_attention_heads}",
-    )
-    require(
-        config.num_attention_heads % config.key_value_heads == 0,
-        f"{name}: num_attention_heads {config.num_attention_heads} is not a multiple of num_key_value_heads "
-        f"{config.num_key_value_heads}",
-    )
-    require(
-        not hasattr(config, "rope_theta") or config.head_width % 2 == 0,
-        f"{name}: heads of {config.head_width} values; rotary positions need an even number",
-    )
 
 
 class _Config:
@@ -145,11 +85,11 @@ class MimiConfig(_Config):
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        _as_python(self)
+        as_python(self)
         optional = ("upsampling_ratios", "num_key_value_heads", "head_dim")
-        _positive(self, *(f.name for f in fields(self) if f.name not in optional))
-        _check_heads(self)
-        _whole_numbers(self, "upsampling_ratios", 1, MOST_SAMPLES)
+        positive(self, *(f.name for f in fields(self) if f.name not in optional))
+        check_heads(self)
+        whole_numbers(self, "upsampling_ratios", 1, MOST_SAMPLES)
         require(
             self.frame_size <= MOST_SAMPLES and 1 <= len(self.upsampling_ratios) <= 16,
             f"MimiConfig: a frame of {self.frame_size} samples and {len(self.upsampling_ratios)} upsampling_ratios, "
@@ -214,11 +154,11 @@ class MoshiDepthConfig(_Config):
     low_rank_embeddings: int | None = None
 
     def __post_init__(self) -> None:
-        _as_python(self)
-        _positive(self, "vocab_size", "hidden_size", "input_size", "num_hidden_layers", "num_attention_heads")
-        _positive(self, "audio_vocab_size", "ffn_dim", "num_codebooks", "rms_norm_eps", "initializer_range")
-        _only(self, hidden_act="silu", attention_dropout=0.0, tie_word_embeddings=False)
-        _check_heads(self)
+        as_python(self)
+        positive(self, "vocab_size", "hidden_size", "input_size", "num_hidden_layers", "num_attention_heads")
+        positive(self, "audio_vocab_size", "ffn_dim", "num_codebooks", "rms_norm_eps", "initializer_range")
+        only(self, hidden_act="silu", attention_dropout=0.0, tie_word_embeddings=False)
+        check_heads(self)
         require(self.ffn_dim % 2 == 0, f"MoshiDepthConfig.ffn_dim: expected an even number, got {self.ffn_dim}")
         for name in ("sliding_window", "max_position_embeddings"):  # every step sees all steps before it
             require(
@@ -227,9 +167,9 @@ class MoshiDepthConfig(_Config):
                 f"{self.num_codebooks}",
             )
         if self.weights_per_step_schedule is not None:
-            _whole_numbers(self, "weights_per_step_schedule", 0, self.num_codebooks - 1)
+            whole_numbers(self, "weights_per_step_schedule", 0, self.num_codebooks - 1)
         if self.low_rank_embeddings is not None:
-            _positive(self, "low_rank_embeddings")
+            positive(self, "low_rank_embeddings")
         require(
             self.num_codebooks * self.num_hidden_layers <= MOST_DEPTH_LAYERS,
             f"MoshiDepthConfig: {self.num_codebooks} codebooks of {self.num_hidden_layers} layers each, expected at "
@@ -284,17 +224,17 @@ class MoshiConfig(_Config):
     depth_class: ClassVar[type[MoshiDepthConfig]] = MoshiDepthConfig
 
     def __post_init__(self) -> None:
-        _as_python(self)
-        _positive(self, "num_codebooks")  # before lists are made of as many
+        as_python(self)
+        positive(self, "num_codebooks")  # before lists are made of as many
         self._fill_in()
-        _positive(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "audio_vocab_size")
-        _positive(self, "rope_theta", "sliding_window", "ffn_dim", "rms_norm_eps")
-        _positive(self, "max_position_embeddings", "initializer_range")
-        _only(self, hidden_act="silu", attention_dropout=0.0, tie_word_embeddings=False)
-        _check_heads(self)
+        positive(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "audio_vocab_size")
+        positive(self, "rope_theta", "sliding_window", "ffn_dim", "rms_norm_eps")
+        positive(self, "max_position_embeddings", "initializer_range")
+        only(self, hidden_act="silu", attention_dropout=0.0, tie_word_embeddings=False)
+        check_heads(self)
         require(self.ffn_dim % 2 == 0, f"MoshiConfig.ffn_dim: expected an even number, got {self.ffn_dim}")
-        _whole_numbers(self, "silent_text_tokens", 0, self.vocab_size - 1)
-        _whole_numbers(self, "audio_delays", 0, MOST_FRAMES)
+        whole_numbers(self, "silent_text_tokens", 0, self.vocab_size - 1)
+        whole_numbers(self, "audio_delays", 0, MOST_FRAMES)
         if self.audio_delays:
             self._check_streams()
 

@@ -152,24 +152,36 @@ def sample(logits: mx.array, noise: mx.array, settings: Sampling | RowSampling) 
         return _sample_rows(logits, noise, settings)
     if settings.greedy:
         return mx.argmax(logits, axis=-1)
-    logits = _warmed(logits.astype(mx.float32), settings.temperature)
     kept = min(settings.top_k or logits.shape[-1], logits.shape[-1])
+    top_p = settings.top_p if settings.top_p < 1 else None
+    log_min_p = math.log(settings.min_p) if settings.min_p > 0 else None
+    return draw(logits, noise, kept, settings.temperature, top_p, log_min_p, settings.temperature < COLD)
+
+
+def draw(
+    logits: mx.array,
+    noise: mx.array,
+    kept: int,
+    temperature: float | mx.array,
+    top_p: float | mx.array | None = None,
+    log_min_p: float | mx.array | None = None,
+    cold: bool = False,
+) -> mx.array:
+    """The sampled case of `sample`, among the `kept` likeliest; numbers may be arrays."""
+    logits = logits.astype(mx.float32)
+    if cold:
+        logits = logits - logits.max(axis=-1, keepdims=True)
+    logits = logits / temperature
     floor = None
-    if settings.top_p < 1:
-        floor = _top_p_floor(_ranked(logits, kept), settings.top_p)
+    if top_p is not None:
+        floor = _top_p_floor(_ranked(logits, kept), top_p)
     elif kept < logits.shape[-1]:
         floor = mx.topk(logits, kept, axis=-1).min(axis=-1, keepdims=True)
-    if settings.min_p > 0:
-        least = logits.max(axis=-1, keepdims=True) + math.log(settings.min_p)
+    if log_min_p is not None:
+        least = logits.max(axis=-1, keepdims=True) + log_min_p
         floor = least if floor is None else mx.maximum(floor, least)
     drawn = logits + noise
     return mx.argmax(drawn if floor is None else mx.where(logits < floor, -mx.inf, drawn), axis=-1)
-
-
-def _warmed(logits: mx.array, temperature: float) -> mx.array:
-    if temperature < COLD:
-        logits = logits - logits.max(axis=-1, keepdims=True)
-    return logits / temperature
 
 
 def _sample_rows(logits: mx.array, noise: mx.array, settings: RowSampling) -> mx.array:

@@ -1,8 +1,8 @@
 """What the converter writes, in the earlier port (moshi_mlx 0.3.0): strict loading, and the logits beside ours.
 
-python -m bench.earlier_port make FOLDER                    # a small random model, converted to bf16, q8 and q4
-cd /tmp && PORT/bin/python /PATH/bench/earlier_port.py run FOLDER    # in the environment of the earlier port
-python -m bench.earlier_port check FOLDER                   # the same tokens through ours, side by side
+python -m bench.peers.earlier_port make FOLDER                    # a small random model, converted to bf16, q8 and q4
+cd /tmp && PORT/bin/python /PATH/bench/peers/earlier_port.py run FOLDER    # in the environment of the earlier port
+python -m bench.peers.earlier_port check FOLDER                   # the same tokens through ours, side by side
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def make(folder: Path) -> None:
     """The model at sizes where the port's fixed widths (11/4 of the dimension) and every group size are whole."""
     from moshi_mlx.convert import cli
 
-    from . import random_checkpoint
+    from .. import random_checkpoint
 
     sizes = random_checkpoint.lm_config(256, 2, 256, 2, 512, 2048)
     codec = random_checkpoint.mimi_config(4, 64, 2, 128, 2048, 32, 8)
