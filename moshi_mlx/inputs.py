@@ -110,6 +110,12 @@ def scalar(value: Any) -> Any:
     return value.item() if isinstance(value, (np.ndarray, np.generic, mx.array)) and value.ndim == 0 else value
 
 
+def plain(value: Any) -> Any:
+    """Arrays and lists of numbers as tuples, numbers as Python's; anything else as it is."""
+    value = value.tolist() if isinstance(value, (np.ndarray, np.generic, mx.array)) else value
+    return tuple(scalar(item) for item in value) if isinstance(value, list) else value
+
+
 def _said(value: Any) -> str:
     """A value as it stands in a message: one line, and not a long one."""
     text = " ".join(repr(value).split())

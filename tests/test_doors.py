@@ -44,11 +44,17 @@ def spoken(model, text):
     return duplex.speak(model, text, heard, SAMPLING)
 
 
+def in_batch(model, sound):
+    batch = model.batch(1, progress=False)
+    return batch.step({batch.join(): sound})
+
+
 # --- sound: float [frame], or [B, T] of one row ---------------------------------------------------------------------
 
 FRAMES = {
     "Session.step": lambda m, x: m.session(**GREEDY).step(x),
     "MimiStream.encode": lambda m, x: m.audio_encoder.stream(8).encode(x),
+    "Batch.step": lambda m, x: in_batch(m, x),
 }
 ROWS = {
     "duplex.step": lambda m, x: duplex.step(m, x, primed(m), SAMPLING),
@@ -87,7 +93,7 @@ NO_SOUND = {
 @pytest.mark.parametrize("door", FRAMES | ROWS)
 def test_what_is_no_sound_is_refused(model, door, kind):
     call, frame = (FRAMES | ROWS)[door], FRAME if door in FRAMES else FRAME[None]
-    with pytest.raises(InputError, match=r"^(pcm|sound|(user_|moshi_)?input_values): got "):
+    with pytest.raises(InputError, match=r"^(pcm|sounds?|(user_|moshi_)?input_values): got "):
         call(model, NO_SOUND[kind](frame))
 
 
@@ -285,6 +291,7 @@ def test_masks(model, door):
 SEEDS = {
     "session": lambda m, x: m.session(x),
     "duplex.init_state": lambda m, x: duplex.init_state(m, [x]),
+    "Batch.join": lambda m, x: m.batch(1, progress=False).join(x),
     "generate": lambda m, x: generated(m, seed=x),
     "text generation": lambda m, x: m.decoder.generate(TEXT, max_new_tokens=1, do_sample=True, seed=x),
     "depth decoder, generate": lambda m, x: m.depth_decoder.generate(TEXT[:, :1], HIDDEN, do_sample=True, seed=x),
@@ -306,7 +313,10 @@ def test_seeds_are_any_whole_number(model, door):
 
 
 def test_an_export_looks_at_its_seed_first(model, tmp_path):
-    with pytest.raises(InputError, match=r"^seeds: got 1.5"):
+    with (
+        pytest.warns(DeprecationWarning, match="moshi_mlx.export"),
+        pytest.raises(InputError, match=r"^seeds: got 1.5"),
+    ):
         moshi_mlx.export_step(model, tmp_path / "step.mlxfn", SAMPLING, seed=1.5)
     assert not list(tmp_path.iterdir())
 
@@ -325,6 +335,7 @@ COUNTS = {
     "text, num_return_sequences": (
         lambda m, x: m.decoder.generate(TEXT, max_new_tokens=1, num_return_sequences=x), 2
     ),
+    "slots": (lambda m, x: m.batch(x, progress=False), 2),
     "num_samples": (lambda m, x: m.get_unconditional_inputs(x), 2),
     "codebooks": (lambda m, x: m.audio_encoder.stream(x), 2),
     "codebooks of MimiStream": (lambda m, x: moshi_mlx.MimiStream(m.audio_encoder, x), 2),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
+from .. import inputs
 from ..errors import InputError
 from ..inputs import spelled_out
 from ..models.layers.transformer import grow
@@ -23,9 +24,6 @@ from .text import TextDecoder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-# Sound is within [-1, 1]; what is louder than this is cut, so that no row can fill its state with infinities.
-LOUDEST = 100.0
 
 
 class Row:
@@ -68,15 +66,18 @@ class Batch:
         progress: bool = True,
     ) -> None:
         """kv_bits, context and progress are those of `Session`. Raises InputError."""
-        if not isinstance(slots, (int, np.integer)) or isinstance(slots, bool) or slots < 1:
-            raise InputError(f"slots: got {slots!r}, expected a whole number from 1")
         config = model.config.audio_encoder_config
-        self.slots, self.sample_rate, self.frame_size = int(slots), config.sampling_rate, config.frame_size
+        self.slots, self.sample_rate, self.frame_size = (
+            inputs.whole("slots", slots, 1),
+            config.sampling_rate,
+            config.frame_size,
+        )
         self.context = checked_context(context, model.config.sliding_window)
         """The most frames that a row remembers."""
         self._model, self._kv_bits = model, kv_bits
         self._capacities = capacities(self.context, model.config.head_width, kv_bits)
         self._rows: dict[int, Row] = {}
+        self._turns = inputs.Turns()
         self._unfit: set[int] = set()  # places whose rings hold infinities
         self._steps: dict[tuple[int, int], Any] = {}
         self._state: State = None
@@ -105,8 +106,7 @@ class Batch:
         slot and for a setting out of range, TypeError for one that does not exist.
         """
         sampling = self._sampling(settings)
-        if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**64:
-            raise InputError(f"seed: got {seed!r}, expected a whole number from 0 to 2**64 - 1")
+        seed = inputs.seed(seed)
         if not self.free:
             raise InputError(f"join: all {self.slots} slots are taken; let one leave first, or make a larger batch")
         if not self._rows:
@@ -114,7 +114,7 @@ class Batch:
         place = min(set(range(self.slots)) - set(self._rows))
         text_of = TextDecoder(self._model.tokenizer, self._model.config.silent_text_tokens)
         speech = SpeechDetector(self.frame_size / self.sample_rate)
-        row = self._rows[place] = Row(place, int(seed), sampling, text_of, speech)
+        row = self._rows[place] = Row(place, seed, sampling, text_of, speech)
         if place in self._unfit:
             self._clear(place)
         return row
@@ -138,14 +138,15 @@ class Batch:
     def step(self, sounds: Mapping[Row, Any]) -> dict[Row, Frame]:
         """One frame of the rows that are given sound, float [frame_size] each -> what Moshi says in each.
 
-        Rows that joined since the last step are primed in it. NaN and infinite samples are replaced by silence and
-        counted in the row. Raises InputError, before anything is computed, for a row that has left and for sound of
-        another shape or type.
+        Rows that joined since the last step are primed in it. NaN and infinite samples, and those a million times too
+        loud, are replaced by silence and counted in the row. Raises InputError, before anything is computed, for a row
+        that has left, for sound of another shape or type, and where another call of it runs meanwhile.
         """
-        given = {row: self._sound(row, sound) for row, sound in sounds.items()}
-        if any(not row.primed for row in given):
-            self._advance({}, [row for row in self.rows if not row.primed])
-        return self._advance(given, [row for row in self.rows if not row.primed and row not in given])
+        with self._turns.taken("step"):
+            given = {row: self._sound(row, sound) for row, sound in sounds.items()}
+            if any(not row.primed for row in given):
+                self._advance({}, [row for row in self.rows if not row.primed])
+            return self._advance(given, [row for row in self.rows if not row.primed and row not in given])
 
     def _advance(self, given: Mapping[Row, np.ndarray], priming: Iterable[Row]) -> dict[Row, Frame]:
         """The one evaluation of a step, and its outcome on the host."""
@@ -263,15 +264,9 @@ class Batch:
 
     def _sound(self, row: Row, sound: Any) -> np.ndarray:
         self._place(row)
-        sound = np.asarray(sound)
-        if sound.dtype.kind != "f" or sound.shape != (self.frame_size,):
-            raise InputError(
-                f"sounds: got {sound.dtype} of shape {list(sound.shape)}, expected float32 of shape "
-                f"[{self.frame_size}] in [-1, 1] at {self.sample_rate} Hz"
-            )
-        finite = np.isfinite(sound)
-        row.nonfinite_samples += int(sound.size - finite.sum())
-        return np.clip(np.where(finite, sound, 0), -LOUDEST, LOUDEST).astype(np.float32)
+        pcm, bad = inputs.silenced(inputs.sound("sounds", sound, (self.frame_size,)))
+        row.nonfinite_samples += bad
+        return pcm
 
 
 def state_bytes(batch: Batch) -> int:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
-
 from ..errors import brief, require
-from ..inputs import scalar
+from ..inputs import plain
 
 # What a field may be at most. Beyond it no model is meant, and a kilobyte of config would ask for gigabytes.
 MOST = {
@@ -25,13 +22,7 @@ MOST_OF_A_SIZE = 2**31 - 1  # as many elements as MLX counts along an axis
 def as_python(config: Any) -> None:
     """Numbers and arrays of NumPy and MLX, and lists, as Python's numbers and tuples, which compare and hash."""
     for one in fields(config):
-        value = getattr(config, one.name)
-        if isinstance(value, (np.ndarray, np.generic, mx.array)):
-            value = value.tolist()
-        if isinstance(value, list):
-            value = tuple(scalar(item) for item in value)
-        if value is not getattr(config, one.name):
-            object.__setattr__(config, one.name, value)
+        object.__setattr__(config, one.name, plain(getattr(config, one.name)))
 
 
 def positive(config: Any, *names: str) -> None:

@@ -188,7 +188,7 @@ def test_what_is_not_finite_stays_in_its_row(model):
     bad = sound(0, 10)
     bad[2], bad[4], bad[6] = np.nan, np.inf, 3e38
     heard = [batch.step({broken: ours, whole: theirs})[whole] for ours, theirs in zip(bad, sound(1, 10), strict=True)]
-    assert broken.nonfinite_samples == 2 * 1920
+    assert broken.nonfinite_samples == 3 * 1920
     alone = Alone(model)
     check_equal(heard, alone(1, 0, sound(1, 10)))
     batch.leave(broken)
@@ -264,7 +264,7 @@ def test_what_cannot_be_is_named(model):
         batch.join(volume=3)
     with pytest.raises(InputError, match=r"^temperature: got -1"):
         batch.join(temperature=-1)
-    for seed in (-1, 1.5, True, 2**64):
+    for seed in (1.5, True, "1", None):
         with pytest.raises(InputError, match=r"^seed: got"):
             batch.join(seed=seed)
     assert batch.free == 1
