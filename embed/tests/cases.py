@@ -87,7 +87,8 @@ def make_checkpoint(case: Case, folder: Path) -> None:
 def bundles(folder: Path) -> None:
     import mlx.core as mx
 
-    from moshi_mlx.export import bundle, functions
+    from moshi_mlx.conversation import session
+    from moshi_mlx.export import bundle
 
     folder.mkdir(parents=True, exist_ok=True)
     sound().tofile(folder / "sound.f32")
@@ -96,7 +97,7 @@ def bundles(folder: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         make_checkpoint(case, place / "checkpoint")
-        functions.FIRST_CAPACITY = case.first or 256
+        session.FIRST_CAPACITY = case.first or 256
         dtype = getattr(mx, case.dtype) if case.dtype else None
         bundle.export(place / "checkpoint", place / "bundle", dtype, case.kv_bits)
 

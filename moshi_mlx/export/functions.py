@@ -20,7 +20,7 @@ c (a temperature so low that logits are moved before they are divided by it), or
 from __future__ import annotations
 
 from itertools import pairwise, product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
@@ -53,11 +53,8 @@ class _Stream:
         return mark("Choose", [logits], [(len(logits),)], [mx.uint32], len(self.asked) - 1)[0]
 
 
-class _Traced(NamedTuple):
-    """In the place of a `DuplexSampling`."""
-
-    text: Any
-    audio: Any
+def _traced(text: _Stream, audio: _Stream) -> duplex.DuplexSampling:
+    return duplex.DuplexSampling(text=cast(Any, text), audio=cast(Any, audio))
 
 
 class Given(NamedTuple):
@@ -153,14 +150,14 @@ class Functions:
         names = [*self.names.small, *self.names.temporal]
         stream = _Stream()
         before = {**tree(names, state), "keys": mx.zeros((1, 2), mx.uint32)}
-        _, heard = duplex.hear_codes(self.model, codes, before, _Traced(stream, _Stream()))  # type: ignore[arg-type]
+        _, heard = duplex.hear_codes(self.model, codes, before, _traced(stream, _Stream()))
         return [stream.asked[0], heard["hidden"], *leaves(heard, names)]
 
     def _depth(self, text: mx.array, hidden: mx.array, *small: mx.array) -> list[mx.array]:
         heard = tree(self.names.small, small)
         ready = heard["offset"] >= max(duplex.delays_of(self.config)[0])
         heard |= {"hidden": hidden, "noise": mx.zeros((1, self.config.num_codebooks))}
-        column, after = duplex.depth_step(self.model, text, heard, _Traced(_Stream(), _Stream()))  # type: ignore[arg-type]
+        column, after = duplex.depth_step(self.model, text, heard, _traced(_Stream(), _Stream()))
         return [column, ready, *leaves(after, self.names.small)]
 
     def _decode(self, column: mx.array, *state: mx.array) -> list[mx.array]:
@@ -179,7 +176,7 @@ class Functions:
         return trace(f"grow.{size}", growing, [], leaves(self.states[size], names))
 
     def _noise(self) -> str:
-        streams: Any = _Traced(_Stream(), _Stream())
+        streams = _traced(_Stream(), _Stream())
 
         def noise(key: mx.array) -> list[mx.array]:
             text, codes, after = duplex.draw_noise(self.model, key, streams)
