@@ -43,6 +43,9 @@ class Talk:
 
     def __init__(self, bundle: Bundle, seed: int, sampling: DuplexSampling) -> None:
         self._bundle = bundle
+        # Of one conversation, which has numbers and no arrays of rows.
+        assert isinstance(sampling.text, Sampling)
+        assert isinstance(sampling.audio, Sampling)
         self._text = Stream(bundle, sampling.text, bundle.number("text_tokens"))
         self._audio = Stream(bundle, sampling.audio, bundle.number("audio_tokens"))
         greedy = sampling.text.greedy and sampling.audio.greedy
