@@ -10,7 +10,19 @@ from helpers import GOLDENS, question
 
 from moshi_mlx.local import __main__ as local
 
-SOUND = ["--temperature", "0", "--text-temperature", "0", "--tail", "0", "--steps", "6", "--input", "in.wav"]
+SOUND = [
+    "--overwrite",
+    "--temperature",
+    "0",
+    "--text-temperature",
+    "0",
+    "--tail",
+    "0",
+    "--steps",
+    "6",
+    "--input",
+    "in.wav",
+]
 
 
 @pytest.fixture(scope="module")
