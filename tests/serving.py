@@ -14,7 +14,7 @@ from moshi_mlx.conversation.session import Frame
 from moshi_mlx.serve.app import Listener
 from moshi_mlx.serve.guard import Guard
 from moshi_mlx.serve.house import House, Rules
-from moshi_mlx.serve.opus import Reader, Writer
+from moshi_mlx.serve.protocols.opus import Reader, Writer
 
 SIZE = 1920
 

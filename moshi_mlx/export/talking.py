@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -43,16 +43,11 @@ class Talk:
 
     def __init__(self, bundle: Bundle, seed: int, sampling: DuplexSampling) -> None:
         self._bundle = bundle
-<<<<<<< HEAD
-        self._text = Stream(bundle, cast(Sampling, sampling.text), bundle.number("text_tokens"))
-        self._audio = Stream(bundle, cast(Sampling, sampling.audio), bundle.number("audio_tokens"))
-=======
         # Of one conversation, which has numbers and no arrays of rows.
         assert isinstance(sampling.text, Sampling)
         assert isinstance(sampling.audio, Sampling)
         self._text = Stream(bundle, sampling.text, bundle.number("text_tokens"))
         self._audio = Stream(bundle, sampling.audio, bundle.number("audio_tokens"))
->>>>>>> refs/heads/serve
         greedy = sampling.text.greedy and sampling.audio.greedy
         self._noise = None if greedy else bundle.graph("noise", [])
         self._key = mx.random.key(seed)[None]

@@ -12,10 +12,10 @@ from typing import Any
 from aiohttp import web
 
 from ..errors import InputError
-from . import kyutai
 from .chat import Chat
 from .guard import Refused
 from .house import House
+from .protocols import kyutai
 from .realtime_talk import RealtimeTalk
 
 PAGE = Path(__file__).parent / "page"

@@ -8,8 +8,8 @@ import numpy as np
 import soxr
 
 from ..conversation.session import Frame
-from . import kyutai, opus
-from .kyutai import Control, Kind
+from .protocols import kyutai, opus
+from .protocols.kyutai import Control, Kind
 from .talk import End, Talk
 
 if TYPE_CHECKING:

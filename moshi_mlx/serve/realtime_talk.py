@@ -12,8 +12,8 @@ import numpy as np
 
 from ..conversation.session import Frame
 from ..errors import InputError
-from . import realtime
 from .chat import to_pcm16
+from .protocols import realtime
 from .talk import End, Talk
 
 if TYPE_CHECKING:

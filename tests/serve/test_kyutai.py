@@ -5,8 +5,8 @@ import json
 import pytest
 
 from moshi_mlx import InputError
-from moshi_mlx.serve import kyutai
-from moshi_mlx.serve.kyutai import Control, Kind, Message
+from moshi_mlx.serve.protocols import kyutai
+from moshi_mlx.serve.protocols.kyutai import Control, Kind, Message
 
 
 @pytest.mark.parametrize("kind", list(Kind))

@@ -8,7 +8,7 @@ import soundfile
 import sphn
 
 from moshi_mlx import InputError
-from moshi_mlx.serve.opus import Reader, Writer, checksum
+from moshi_mlx.serve.protocols.opus import Reader, Writer, checksum
 
 TONE = (0.3 * np.sin(2 * np.pi * 440 * np.arange(48_000) / 24_000)).astype(np.float32)
 

@@ -8,8 +8,8 @@ import pytest
 
 from moshi_mlx import InputError
 from moshi_mlx.conversation.session import Frame
-from moshi_mlx.serve import realtime
-from moshi_mlx.serve.realtime import SILENT_FRAMES, Append, Cancel, Projection, Unsupported, Update
+from moshi_mlx.serve.protocols import realtime
+from moshi_mlx.serve.protocols.realtime import SILENT_FRAMES, Append, Cancel, Projection, Unsupported, Update
 
 LOUD, SILENT = np.full(1920, 0.3, np.float32), np.zeros(1920, np.float32)
 

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..conversation.session import Frame
-from ..errors import InputError
-from ..models.sampling import MOSHI, Sampling, SamplingSettings
+from ...conversation.session import Frame
+from ...errors import InputError
+from ...models.sampling import MOSHI, Sampling, SamplingSettings
 
 RATE = 24_000  # Hz, the only one of the protocol
 SILENT_FRAMES = 8

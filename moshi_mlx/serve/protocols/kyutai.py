@@ -12,8 +12,8 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..errors import InputError
-from ..models.sampling import MOSHI, Sampling, SamplingSettings
+from ...errors import InputError
+from ...models.sampling import MOSHI, Sampling, SamplingSettings
 
 
 class Kind(enum.IntEnum):

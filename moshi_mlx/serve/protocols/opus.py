@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ...errors import InputError
 
 BIT_RATE = 32_000
 PACKET_SECONDS = 0.04

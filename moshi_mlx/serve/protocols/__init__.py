@@ -1,0 +1,1 @@
+"""The protocols as pure functions: bytes and events to values, and back."""
