@@ -6,7 +6,7 @@ import pytest
 from bench import cases, dispatches
 from bench.dispatches import counted, weightless
 
-LIMITS = {"encode": 242, "language": 451, "depth": 755, "decode": 196, "frame": 1636}  # of Moshi 7B in 4 bits
+LIMITS = {"encode": 242, "language": 450, "depth": 639, "decode": 196, "frame": 1528}  # of Moshi 7B in 4 bits
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,8 @@ def test_a_frame_of_7b_launches_no_more_than_it_did(of_7b, part):
 
 def test_products_norms_and_attention_are_those_of_the_architecture(of_7b):
     layers = 32 + 6 * 8
-    assert of_7b["language"]["product"] == 4 * 32 + 1
-    assert of_7b["depth"]["product"] == 4 * 6 * 8 + 8 + 1
+    assert of_7b["language"]["product"] == 4 * 32 + 1 + 1  # the last: rows of the quantized table
+    assert of_7b["depth"]["product"] == 4 * 6 * 8 + 8 + 8 + 1
     assert of_7b["frame"]["norm"] == 2 * (layers + 16) + 1
     assert of_7b["depth"]["attention"] == 6 * 7  # of a single key the softmax is 1
 

@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from ...errors import InputError
 from ..state import State
+from .activations import on_cpu
 from .cache import held_after
 
 BLOCK = 64  # queries at a time
@@ -137,6 +138,20 @@ def _band(queries: int, keys: int, context: int) -> mx.array:
     """bool [queries, keys]: what the last `queries` of `keys` positions see."""
     distance = mx.arange(keys - queries, keys)[:, None] - mx.arange(keys)
     return (distance >= 0) & (distance < context)
+
+
+def stacked(parts: list[mx.array], axis: int) -> mx.array:
+    """mx.stack of arrays [B, ...] of up to a frame's few integers.
+
+    On a GPU it is one fused choice among them, where a concatenation would launch a copy for each.
+    """
+    if on_cpu() or len(parts) > 8:  # more would be more than MLX fuses
+        return mx.stack(parts, axis=axis)
+    *rest, chosen = [mx.expand_dims(part, axis) for part in parts]
+    place = mx.array(list(range(len(parts)))).reshape(-1, *[1] * (chosen.ndim - 1 - axis))
+    for n, part in reversed(list(enumerate(rest))):
+        chosen = mx.where(place == n, part, chosen)
+    return chosen
 
 
 def _rows(mask: mx.array, batch: int) -> mx.array:
