@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from moshi_mlx.models.layers.conv import CausalConv, StridedConv, TransposedConv
 from moshi_mlx.models.layers.linear import QuantizedEmbedding
 from moshi_mlx.models.layers.sequence import stacked
 
@@ -41,3 +42,18 @@ def test_arrays_side_by_side(as_on_a_gpu, count, shape):
     parts = [mx.random.randint(0, 100, shape, key=mx.random.key(n)) for n in range(count)]
     got = as_on_a_gpu(lambda: stacked(parts, axis=1))
     np.testing.assert_array_equal(got, np.stack([np.array(part) for part in parts], axis=1))
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+@pytest.mark.parametrize(
+    "layer",
+    [CausalConv(3, 4, 3), CausalConv(3, 4, 3, dilation=2), CausalConv(5, 4, 1), CausalConv(2, 1, 7),
+     StridedConv(3, 4, 2), StridedConv(3, 4, 5, bias=False), TransposedConv(3, 4, 2)],
+)  # fmt: skip
+def test_a_convolution_by_all_its_windows_at_once(as_on_a_gpu, layer, length):
+    layer.apply(lambda value: mx.random.normal(value.shape, key=mx.random.key(value.size)))
+    tail = mx.random.normal(layer.init_state(2).shape, key=mx.random.key(2))
+    stride = layer.stride if isinstance(layer, StridedConv) else 1
+    x = mx.random.normal((2, length * stride, tail.shape[-1]), key=mx.random.key(3))
+    for got, expected in zip(as_on_a_gpu(layer, x, tail), layer(x, tail), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from ...errors import InputError
 from ..state import State
@@ -31,7 +32,7 @@ class Window(NamedTuple):
 
 def window(offset: mx.array, length: int, capacity: int, context: int) -> Window:
     """The window of `length` new positions after `offset` (int [B]) in rings of `capacity` slots."""
-    positions = offset[:, None] + mx.arange(length)  # [B, T]
+    positions = offset[:, None] + _counting(length)  # [B, T]
     last = positions[:, -1:]
     held, size = held_after(last, capacity)
     distance = positions[:, :, None] - held[:, None]  # [B, T, capacity]
@@ -41,9 +42,14 @@ def window(offset: mx.array, length: int, capacity: int, context: int) -> Window
 
 def held_after(last: mx.array, capacity: int) -> tuple[mx.array, mx.array]:
     """[B, capacity], the position that each slot holds once `last` (int [B, 1]) is written, < 0: none; slots [1]."""
-    slots = mx.arange(capacity)
+    slots = _counting(capacity)
     size = slots[-1:] + 1  # as data: a number would be written into the fused kernels, to be built anew as rings grow
     return last - (last - slots) % size, size
+
+
+def _counting(length: int) -> mx.array:
+    """0, 1, 2 ... as a constant, which no call has to make anew."""
+    return mx.array(np.arange(length, dtype=np.int32))
 
 
 def create(batch: int, heads: int, capacity: int, head_dim: int, dtype: mx.Dtype, kv_bits: int | None) -> State:

@@ -77,7 +77,7 @@ class QuantizedEmbedding(Embedding):
         self.bits, self.group_size, self.mode = bits, group_size, mode
 
     def rows(self, ids: mx.array) -> mx.array:
-        kind = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+        kind: dict[str, Any] = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
         if not on_cpu() and ids.size <= FEW_ROWS:
             return self._multiplied(ids, kind)
         biases = self.biases[ids] if "biases" in self else None
