@@ -98,7 +98,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quantized", type=int, choices=HUB_SUFFIXES, default=4, help="bits (default: 4)")
     personas.add_options(parser)
     _add(parser, "--context", _number(int, 1), "frames of 80 ms that Moshi remembers (default: the model's, 3000)")
-    parser.add_argument("--kv-bits", type=int, choices=(8,), help="keep the attention cache in 8 bits")
+    parser.add_argument("--kv-bits", type=int, choices=(8, 4), help="keep the attention cache in so many bits")
     parser.add_argument("--force", action="store_true", help="go on where the machine is found too small or too slow")
 
 

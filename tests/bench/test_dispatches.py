@@ -5,6 +5,7 @@ import pytest
 
 from bench import cases, dispatches
 from bench.dispatches import counted, weightless
+from moshi_mlx.models.state import flatten
 
 LIMITS = {"encode": 192, "language": 448, "depth": 639, "decode": 169, "frame": 1449}  # of Moshi 7B in 4 bits
 
@@ -39,3 +40,12 @@ def test_what_is_fused_is_one_and_so_is_what_metal_has_whole():
     assert counted(lambda a: mx.fast.rms_norm(a, None, 1e-5), x) == {"norm": 1}
     assert counted(lambda a: mx.dequantize(*weight, group_size=32, bits=4) + 0, x)["dequantization"] == 1
     assert counted(lambda a: list(mx.quantize(a, group_size=32, bits=8)), x) == {"quantization": 1}
+
+
+@pytest.mark.parametrize(("kv_bits", "share"), [(8, 0.5313), (4, 0.2813)])
+def test_a_quantized_cache_of_7b_is_a_share_of_the_bytes(kv_bits, share):
+    helium = weightless(cases.config_of("7b"), 4).decoder.model
+    full, packed = (
+        sum(leaf.nbytes for _, leaf in flatten(helium.init_state(1, kv_bits=bits))) for bits in (None, kv_bits)
+    )
+    assert packed <= share * full

@@ -17,7 +17,7 @@ import mlx.core as mx
 from ...errors import InputError
 from ..state import State
 from .activations import on_cpu
-from .cache import held_after
+from .cache import bits_of, held_after
 
 BLOCK = 64  # queries at a time
 
@@ -184,10 +184,11 @@ def ring_after(
     """The ring of `capacity` slots that holds the last positions once `lengths` (int [B]) new ones have come.
 
     keys and values [B, Hkv, T, D] are the new ones', packed; a ring before them must not have had more slots.
-    Raises InputError for a ring in 8 bits, which is the live session's.
+    Raises InputError for a ring in 8 or 4 bits, which is the live session's.
     """
     if ring is not None and "keys_scales" in ring:
-        raise InputError("past_key_values: got a cache in 8 bits, expected one in full precision (kv_bits=None)")
+        bits = bits_of(ring, keys.shape[-1])
+        raise InputError(f"past_key_values: got a cache in {bits} bits, expected one in full precision (kv_bits=None)")
     held, _ = held_after((offset + lengths)[:, None] - 1, capacity)
     new = (held - offset[:, None])[:, None, :, None]
     after = {}
