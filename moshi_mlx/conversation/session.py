@@ -108,11 +108,11 @@ class Session:
         self.context = checked_context(context, model.config.sliding_window)
         """The most frames that are remembered."""
         self._capacities = capacities(self.context, model.config.head_width, kv_bits)
-        mimi, after_codes = model.audio_encoder, duplex.step_codes if on_text is None else duplex.hear_codes
+        mimi = model.audio_encoder
         self._encode = mx.compile(lambda sound, state: mimi.encode_step(sound, state, model.config.user_codebooks))
-        self._step_codes, self._speak = (
+        self._hear, self._speak = (
             mx.compile(lambda given, state, *known, part=part: part(model, given, state, sampling, *known))
-            for part in (after_codes, duplex.speak)
+            for part in (duplex.hear_codes, duplex.speak)
         )
         for name, hook in (("on_text", on_text), ("on_speaking", on_speaking)):
             if hook is not None and not callable(hook):
@@ -189,13 +189,10 @@ class Session:
 
     def _take_silence(self, built: Callable[[int], object], known: tuple[mx.array, ...] = ()) -> None:
         """A frame in two parts, encoding and the rest, so that a person sees it move."""
-        codes, encoder = self._encode(mx.zeros((1, self.frame_size)), self._state["encoder"])
-        mx.eval(codes, encoder)
+        codes, self._state["encoder"] = self._encode(mx.zeros((1, self.frame_size)), self._state["encoder"])
+        mx.eval(codes, self._state["encoder"])
         built(1)
-        state = {**self._state, "encoder": encoder}
-        reply, self._state = self._step_codes(codes[..., 0], state, *(() if self._on_text else known))
-        if self._on_text:
-            reply, self._state = self._speak(reply, self._state, *known)
+        reply, self._state = self._speak(self._heard_codes(codes[..., 0]), self._state, *known)
         mx.eval(reply, self._state)
         built(1)
 
@@ -215,10 +212,22 @@ class Session:
         """What the prompt says of the codes that frame `step`, from 1, draws: only where delays are longer than 1."""
         return () if self._prompt is None else prompts.known(self._model, self._prompt, step)
 
-    def _step(self, sound: mx.array, state: State, *known: mx.array) -> Any:
-        """`_step_codes` from sound: encoding is traced on its own, so that both ways share all that follows."""
-        codes, encoder = self._encode(sound, state["encoder"])
-        return self._step_codes(codes[..., 0], {**state, "encoder": encoder}, *known)
+    def _heard(self, sound: mx.array) -> mx.array:
+        """`_heard_codes` from sound: encoding is traced on its own, so that both ways share all that follows."""
+        codes, encoder = self._encode(sound, self._state.pop("encoder"))
+        mx.async_eval(codes, encoder)
+        self._state["encoder"] = encoder
+        return self._heard_codes(codes[..., 0])
+
+    def _heard_codes(self, codes: mx.array) -> mx.array:
+        """The first half of a frame, to its text token.
+
+        The device has begun with it, as with the encoding before, while the host goes on to launch what follows.
+        Nobody holds the state before by then, or MLX would have to copy the caches.
+        """
+        text, self._state = self._hear(codes, self._state)
+        mx.async_eval(text, self._state)
+        return text
 
     def step(self, pcm: Any) -> Frame:
         """One frame: pcm float [frame_size] at sample_rate, what the user says -> what Moshi says meanwhile.
@@ -231,7 +240,7 @@ class Session:
             self.nonfinite_samples += bad
             if self._gate and self._gate.closed:
                 pcm = np.zeros_like(pcm)
-            return self._advance(self._step, mx.array(pcm[None]))
+            return self._advance(self._heard, mx.array(pcm[None]))
 
     def step_codes(self, codes: Any) -> Frame:
         """One frame from Mimi codes of the user's sound: int [user codebooks], -1 where there is no input.
@@ -242,22 +251,24 @@ class Session:
         with self._turns.taken("step_codes"):
             codes = tokens("codes", codes, (config.user_codebooks,), -1, config.audio_vocab_size - 1)
             if self._gate and self._gate.closed:
-                return self._advance(self._step, mx.zeros((1, self.frame_size)))
-            return self._advance(self._step_codes, codes[None])
+                return self._advance(self._heard, mx.zeros((1, self.frame_size)))
+            return self._advance(self._heard_codes, codes[None])
 
-    def _advance(self, step: Any, given: mx.array) -> Frame:
-        """The one evaluation of a frame, and its outcome on the host."""
+    def _advance(self, heard: Callable[[mx.array], mx.array], given: mx.array) -> Frame:
+        """A frame, for which the host waits once, and its outcome."""
         if self._positions == self._capacity < self.context:
             self._grow()
         self._steps += 1
         known = self._known(self._steps)
-        reply, self._state = step(given, self._state, *(() if self._on_text else known))
+        text = heard(given)
         self._positions += 1
         if self._on_text:
-            reply = self._hooked(self._on_text, reply, known)
+            reply = self._hooked(self._on_text, text, known)
+        else:
+            reply, self._state = self._speak(text, self._state, *known)
         mx.eval(reply, self._state)
-        text, codes, sound, ready = (np.array(part)[0] for part in reply)  # evaluated: nothing is computed any more
-        return self._watched(self._frame(text, codes, sound, ready and not self._held()))
+        token, codes, sound, ready = (np.array(part)[0] for part in reply)  # evaluated: nothing is computed any more
+        return self._watched(self._frame(token, codes, sound, ready and not self._held()))
 
     def _held(self) -> bool:
         """Whether the newest complete column still is the prompt's; Moshi's sound begins after it."""

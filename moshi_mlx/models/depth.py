@@ -88,16 +88,14 @@ def layer_step(
 
 
 def _paired_step(layer: TransformerLayer, x: mx.array, pairs: mx.array | None) -> tuple[mx.array, mx.array]:
-    """`layer_step` with keys and values in one array [B, Hkv, 2, steps so far, D], so that one call takes them on.
+    """`layer_step` with keys and values in one array [B, 2 Hkv, steps so far, D], so that one call takes them on.
 
     (To write them into an array made before is no less: a GPU has read that one in the same frame, and MLX copies it.)
     """
     attention = layer.self_attn
-    queries, kv, _ = attention.heads
-    q, new = mx.split(attention.project(layer.norm1(x)), [queries], axis=1)
-    new = new.reshape(len(x), 2, kv, 1, -1).swapaxes(1, 2)
-    pairs = new if pairs is None else mx.concatenate([pairs, new], axis=3)
-    keys, values = (side.squeeze(2) for side in mx.split(pairs, 2, axis=2))
+    q, new = mx.split(attention.project(layer.norm1(x)), [attention.heads[0]], axis=1)
+    pairs = new if pairs is None else mx.concatenate([pairs, new], axis=2)
+    keys, values = mx.split(pairs, 2, axis=1)
     return layer.finish(x, _attended(q, keys, values, attention.scale)), pairs
 
 

@@ -88,13 +88,15 @@ def test_stages_split_the_language_step_and_give_the_codec_to_every_context():
     assert found["tiny q4 kv8, context full, batch 1"] == {**codec, "temporal": 3}
 
 
-@pytest.mark.parametrize("case", ["duplex-frame", "lm-step", "mimi-encode", "mimi-decode"])
-def test_one_evaluation_and_one_synchronisation_a_frame(miniature, case):
+@pytest.mark.parametrize(
+    ("case", "launches"), [("duplex-frame", 3), ("lm-step", 2), ("mimi-encode", 1), ("mimi-decode", 1)]
+)
+def test_the_host_waits_once_a_frame(miniature, case, launches):
     frame = cases.public_frame(miniature, Spec(case))
     frame()
     with measure.HostCounter() as counter:
         frame()
-    assert (counter.evaluations, counter.synchronisations) == (1, 1)
+    assert (counter.evaluations, counter.synchronisations) == (launches, 1)
 
 
 def test_host_counter_sees_hidden_evaluations():
@@ -294,6 +296,17 @@ def test_verdicts(cost_of_7b):
     assert roofline.verdict(fast, frame, roofline.bound(fast, frame)) == "yes, 32 GB"
     held = cost_of_7b[None]
     assert roofline.verdict(m2, held._replace(held=int(30e9)), roofline.bound(m2, held)) == "does not fit"
+
+
+def test_people_and_what_binds():
+    frame = roofline.cost(cases.config_of("7b"), 4)
+    slow, old, new, fastest = (chips.find(name)[0] for name in ("M2", "M2 Max", "M3 Max (40-core GPU)", "M5 Ultra"))
+    assert [roofline.bound(chip, frame).binds for chip in (slow, new, fastest)] == ["bytes", "bytes", "kernels"]
+    affine, mx4 = ([roofline.people(chip, frame, kind) for chip in (slow, old, new, fastest)] for kind in (True, False))
+    assert affine[0] == 0 < affine[1] < affine[2] < affine[3] == roofline.MOST_PEOPLE
+    assert mx4[1] == affine[2]  # of the same bandwidth, and then of the same cost
+    full = max(old.memory) * 1e9
+    assert roofline.people(old, frame._replace(held=int(full)), True) == 0
 
 
 def test_weightless_models_take_no_memory():
