@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import numpy as np
 
 from moshi_mlx import MoshiConfig
 from moshi_mlx.conversation.session import BUFFER_CACHE_BYTES
@@ -27,12 +26,6 @@ from .dispatches import weightless, weightless_tree
 # What one more small kernel costs on a GPU of Apple's that runs them one after the other: 832 of them took 4.30 ms on
 # an M2 Pro (github.com/antonellof/ferrox, issue 149). An assumption for all chips; --kernel-us sets another.
 KERNEL_US = 5.2
-# How much longer MLX's quantized product of so many rows takes than that of one: 1.1 to 1.6 times for 4 and 1.7 to 2.7
-# for 8 on an M4 Pro (mlx issue 3839), the middle of each. M1 and M2 read affine weights anew for every row (PR 3764).
-ROWS_COST = ((1, 1.0), (4, 1.35), (8, 2.2))
-READ_AGAIN = ("M1", "M2")
-MOST_PEOPLE = ROWS_COST[-1][0]
-LIKELY_BANDWIDTH, LIKELY_MS = 0.8, 74.0  # the share that a frame reads at, and what of its 80 ms it may take
 # What users of the earlier port report of its language step alone, codec not included: (chip, bits) -> ms.
 REPORTED = {("M1 Pro", 4): "45-55", ("M5", 4): "48 (p95 50)", ("M5", 8): "74 (p95 91)"}
 
@@ -87,20 +80,6 @@ def bound(chip: Chip, frame: Cost, kernel_us: float = KERNEL_US) -> Bound:
     return Bound(memory, compute, kernels, max(memory, compute or 0) + kernels)
 
 
-def people(chip: Chip, frame: Cost, affine: bool, kernel_us: float = KERNEL_US) -> int:
-    """How many conversations one step likely carries in real time on a chip, up to MOST_PEOPLE; 0: not one."""
-    again = affine and chip.name.split()[0] in READ_AGAIN
-    rows, costs = zip(*ROWS_COST, strict=True)
-
-    def holds(count: int) -> bool:
-        cost = float(count) if again else float(np.interp(count, rows, costs))
-        read = frame.weights * cost + frame.state * count
-        ms = chips.frame_bound_ms(read, LIKELY_BANDWIDTH * chip.bandwidth) + frame.kernels * kernel_us / 1e3
-        return ms <= LIKELY_MS and chips.least_memory(chip, frame.held + (count - 1) * frame.state) is not None
-
-    return max((count for count in range(1, MOST_PEOPLE + 1) if holds(count)), default=0)
-
-
 def verdict(chip: Chip, frame: Cost, least: Bound) -> str:
     """Whether the chip can hold a conversation, and with how much memory."""
     memory = chips.least_memory(chip, frame.held)
@@ -119,7 +98,7 @@ def rows(chosen: list[Chip], costs: dict[int | None, Cost], kernel_us: float) ->
             least = bound(chip, frame, kernel_us)
             found.append(
                 {"chip": chip.name, "bandwidth_gb_s": chip.bandwidth, "bits": bits, **least._asdict(),
-                 "share_left": least.left, "binds": least.binds, "people": people(chip, frame, bool(bits), kernel_us),
+                 "share_left": least.left, "binds": least.binds,
                  "conversation": verdict(chip, frame, least),
                  "reported_by_users_of_earlier_port_ms": REPORTED.get((chip.name, bits or 16))}
             )  # fmt: skip
@@ -127,7 +106,7 @@ def rows(chosen: list[Chip], costs: dict[int | None, Cost], kernel_us: float) ->
 
 
 HEADERS = ["chip", "GB/s", "weights", "memory ms", "compute ms", "+ kernels ms", "= frame ms", "of 80 ms left", "binds",
-           "conversation", "people", "earlier port, reported"]  # fmt: skip
+           "conversation", "earlier port, reported"]  # fmt: skip
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -135,7 +114,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     return [
         row["chip"], f"{row['bandwidth_gb_s']:g}", weights_name(row["bits"]), f"{row['memory_ms']:.1f}",
         "-" if compute is None else f"{compute:.1f}", f"{row['kernels_ms']:.1f}", f"{row['total_ms']:.1f}",
-        f"{row['share_left']:.0%}", row["binds"], row["conversation"], str(row["people"]),
+        f"{row['share_left']:.0%}", row["binds"], row["conversation"],
         row["reported_by_users_of_earlier_port_ms"] or "",
     ]  # fmt: skip
 
@@ -166,8 +145,7 @@ def report(
         dispatches.report(launched),
         measure.table(HEADERS, [cells(row) for row in found]),
         f"frame ms = greater of memory and compute + kernels at {kernel_us:g} us each (an assumption). 'barely': less "
-        "than 10% of the 80 ms left. People: conversations that one step likely carries with every context full, "
-        f"{MOST_PEOPLE} being the most that is looked at, at {LIKELY_BANDWIDTH:.0%} of the bandwidth in {LIKELY_MS:g} "
-        "ms; M1 and M2 carry more with mxfp4 weights. Reported: by users, of the earlier port's language "
+        "than 10% of the 80 ms left. People at once: "
+        "python -m bench.people chips. Reported: by users, of the earlier port's language "
         "step without the codec.",
     ))  # fmt: skip
