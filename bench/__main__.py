@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", nargs="+", choices=cases.SIZES, help="of the random weights (default: tiny)")
     add("--bits", nargs="+", choices=QUANTIZATIONS, help="default: none, which is float32, of 7b bfloat16")
     add("--context", nargs="+", choices=cases.CONTEXTS, default=[CONTEXT], help="how full the ring is (default: empty)")
-    add("--kv-bits", nargs="+", choices=("none", "8"), default=["none"], help="of the attention cache (default: none)")
+    add("--kv-bits", nargs="+", choices=QUANTIZATIONS, default=["none"], help="of the attention cache (default: none)")
     add("--dtype", choices=cases.DTYPES, help="run the language model in it (default: as stored)")
     add("--batch", nargs="+", type=int, choices=range(1, 9), default=[1], metavar="1..8", help="conversations at once")
     add("--frames", type=_count, default=40, metavar="N", help="timed frames a row or a round (default: 40; peers: 15)")
@@ -130,7 +130,7 @@ def all_measured(asked: Iterator[Spec]) -> Iterator[dict[str, Any]]:
 
 HEADERS = ["case", "weights", "ctx", "B", "p50", "p95", "p99", "worst", "mean", "rtf", "evals", "syncs", "prims",
            "kernels", "weights MB", "state MB", "copied MB", "GB/s", "bw", "active MB", "peak MB",
-           "start s", "kv8 same"]  # fmt: skip
+           "start s", "kv same"]  # fmt: skip
 
 
 def cells(row: dict[str, Any]) -> list[str]:

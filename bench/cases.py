@@ -35,7 +35,8 @@ WARMUP = 3  # frames: the first compiles
 class Spec:
     """One row of the benchmark. `bits` None: as stored; `checkpoint`: a folder in the place of size and bits.
 
-    `kv_bits` 8: the temporal transformer's cache in 8 bits. `dtype`: what the language model runs in, None: as stored.
+    `kv_bits` 8 or 4: the temporal transformer's cache in so many bits. `dtype`: what the language model runs in, None:
+    as stored.
     """
 
     case: str

@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.growth", description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=cases.SIZES, default="tiny", help="of the random weights (default: tiny)")
     parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="these weights in the place of random ones")
-    parser.add_argument("--kv-bits", type=int, choices=(8,), help="the cache in 8 bits")
+    parser.add_argument("--kv-bits", type=int, choices=(8, 4), help="the cache in so many bits")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the times of all frames there")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture there (needs matplotlib)")
     arguments = parser.parse_args()

@@ -87,9 +87,10 @@ def _traffic(records: list[dict[str, Any]], num_weights: int) -> Traffic:
     inputs = by_type["inputs"]["inputs"][1:]
     parts = {name: ("state" if i >= num_weights else "weights", _bytes(shape, dtype))
              for i, (name, shape, dtype) in enumerate(inputs)}  # fmt: skip
-    # What the code holds outside its parameters is a weight as well, unless it is a mere handful of numbers.
+    # What the code holds outside its parameters is a weight as well, unless it is a handful of numbers or counts slots.
     held = {name: array.nbytes for name, array in by_type["constants"]["constants"]}
-    parts |= {name: ("weights", size) for name, size in held.items() if size > 4096}
+    counts = {name for name, array in by_type["constants"]["constants"] if array.dtype == mx.int32}
+    parts |= {name: ("weights", size) for name, size in held.items() if size > 4096 and name not in counts}
     total: Counter[str] = Counter()
     primitives = {record["outputs"][0][0]: record for record in records if record["type"] == "primitive"}
     for record in primitives.values():
@@ -301,7 +302,7 @@ def measure(spec: Spec, started: float) -> dict[str, Any]:
 def weights_label(row: dict[str, Any]) -> str:
     """How a row's weights and cache are kept."""
     weights = f"q{row['bits']}" if row["bits"] else "as stored"
-    return weights + (f" {row['dtype']}" if row["dtype"] else "") + (" kv8" if row["kv_bits"] else "")
+    return weights + (f" {row['dtype']}" if row["dtype"] else "") + (f" kv{row['kv_bits']}" if row["kv_bits"] else "")
 
 
 def table(headers: list[str], rows: list[list[str]]) -> str:

@@ -27,7 +27,7 @@ from moshi_mlx.machine.chips import Chip
 from moshi_mlx.models.state import flatten
 from moshi_mlx.terminal.arguments import Parser
 
-from . import cases, measure, roofline
+from . import cases, dispatches, measure, roofline
 
 PAPER_SECONDS, LIKELY_SECONDS, LIKELY_SHARE = 0.072, 0.074, 0.8
 # (rows, what a product of 4-bit weights with so many rows costs of one with a single row)
@@ -49,8 +49,7 @@ def counted(bits: int, kv_bits: int | None) -> Needs:
     work = cases.work(model, cases.Spec("duplex-frame", context="full", frames=1, kv_bits=kv_bits))
     state = roofline.weightless_tree(work.state())
     traffic = measure.traffic(model, work._replace(state=lambda: state))
-    with roofline.metal_kernels():
-        kernels = measure.kernels(work._replace(state=lambda: state))
+    kernels = dispatches.of_work(work).total()
     cache = sum(leaf.nbytes for _, leaf in flatten(state))
     return Needs(traffic.weights, cache, kernels * roofline.KERNEL_US / 1e6)
 

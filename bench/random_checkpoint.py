@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import struct
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import mlx.nn as nn
 from moshi_mlx import MimiConfig, MimiModel, MoshiConfig, MoshiForConditionalGeneration
 from moshi_mlx.checkpoints.filling import module_at
 from moshi_mlx.checkpoints.layouts import Row, kyutai_mlx, linear, mimi
+from moshi_mlx.models.layers.conv import StridedConv, TransposedConv
 
 MIMI_NAME, TOKENIZER_NAME = "mimi.safetensors", "tokenizer.model"
 
@@ -110,7 +110,6 @@ def mimi_tensors(config: MimiConfig) -> Iterator[tuple[str, mx.array]]:
     """(name, tensor) of a codec in Kyutai's PyTorch layout whose activations neither die nor blow up."""
     model = MimiModel(config)
     rows = {row.theirs: row for row in mimi(config)}  # of several rows of one tensor the last
-    taps = Counter(row.theirs for row in mimi(config))
     for row in rows.values():
         shape = _shape_of(model, row)
         if row.theirs[0].endswith("embedding_sum"):
@@ -124,7 +123,7 @@ def mimi_tensors(config: MimiConfig) -> Iterator[tuple[str, mx.array]]:
             )
         else:
             for name in row.theirs:
-                shape = _convolution_shape(model, row, taps[row.theirs])
+                shape = _convolution_shape(model, row)
                 around = 0.5 if row.ours.startswith("upsample") else 0.0
                 spread = 0.1 if around else 1 / math.sqrt(math.prod(shape[1:]))
                 yield name, around + spread * mx.random.normal(shape)
@@ -137,8 +136,8 @@ def _codebook_tensors(row: Row, config: MimiConfig) -> Iterator[tuple[str, mx.ar
         yield total.replace("embedding_sum", "_initialized"), mx.ones((1,))
 
 
-def _convolution_shape(model: MimiModel, row: Row, parts: int) -> tuple[int, ...]:
-    """The shape of a tensor that `parts` of our matrices are made of."""
+def _convolution_shape(model: MimiModel, row: Row) -> tuple[int, ...]:
+    """The shape of the tensor that one of our matrices is made of."""
     path = row.ours.split(".")
     layer, leaf = module_at(model, row.ours)
     shape = tuple(layer[leaf].shape)
@@ -149,13 +148,10 @@ def _convolution_shape(model: MimiModel, row: Row, parts: int) -> tuple[int, ...
         return (dim, hidden, 1) if "input" in row.ours else (hidden, dim, 1)
     if "halves" in path:
         return (shape[1], 1, 2 * shape[0])
-    if "taps" in path:
-        return (shape[1], shape[0], parts)
-    layer = module_at(model, row.ours.split(".blocks")[0] + ".stride")[0] if "blocks" in path else layer
-    stride = layer.stride
-    if "blocks" in path:
-        return (shape[1], shape[0] // stride, 2 * stride)
-    return (shape[0], shape[1] // (2 * stride), 2 * stride)
+    if isinstance(layer, TransposedConv):
+        return (shape[0] // 2, shape[1] // layer.stride, 2 * layer.stride)
+    kernel = 2 * layer.stride if isinstance(layer, StridedConv) else layer.kernel_size
+    return (shape[1], shape[0] // kernel, kernel)
 
 
 def tokenizer_bytes(pieces: int) -> bytes:

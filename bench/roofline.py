@@ -9,24 +9,19 @@ primitives are those of the code as it is. Memory bandwidths are Apple's publish
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import mlx.core as mx
 
-from moshi_mlx import MoshiConfig, MoshiForConditionalGeneration
-from moshi_mlx.checkpoints.filling import fill
-from moshi_mlx.checkpoints.layouts import kyutai_mlx
+from moshi_mlx import MoshiConfig
 from moshi_mlx.conversation.session import BUFFER_CACHE_BYTES
 from moshi_mlx.machine import chips
 from moshi_mlx.machine.chips import FRAME_MS, Chip
-from moshi_mlx.models.state import flatten, unflatten
+from moshi_mlx.models.state import flatten
 
-from . import cases, measure
-from .random_checkpoint import language_tensors
+from . import cases, dispatches, measure
+from .dispatches import weightless, weightless_tree
 
 # What one more small kernel costs on a GPU of Apple's that runs them one after the other: 832 of them took 4.30 ms on
 # an M2 Pro (github.com/antonellof/ferrox, issue 149). An assumption for all chips; --kernel-us sets another.
@@ -58,36 +53,11 @@ class Bound(NamedTuple):
         """The share of the 80 ms that remains; below 0 the chip cannot keep up."""
         return 1 - self.total_ms / FRAME_MS
 
-
-def weightless(config: MoshiConfig, bits: int | None, dtype: mx.Dtype = mx.bfloat16) -> MoshiForConditionalGeneration:
-    """A model as the loader makes it, whose weights have shape and type and take no memory. Mimi is float32."""
-    model = MoshiForConditionalGeneration(config)
-    tensors = dict(language_tensors(config, bits, dtype))  # lazy, and never evaluated
-    fill(model, list(kyutai_mlx(config)), tensors)
-    model.update(weightless_tree(model.parameters()))
-    return model
-
-
-def weightless_tree(tree: Any) -> Any:
-    """The same tree of arrays, each of them one zero seen in its shape."""
-    leaves = [(name, mx.broadcast_to(mx.zeros((), leaf.dtype), leaf.shape)) for name, leaf in flatten(tree)]
-    mx.eval([leaf for _, leaf in leaves])
-    return unflatten(leaves)
-
-
-@contextmanager
-def metal_kernels() -> Iterator[None]:
-    """While open, norms, rotation and attention are one primitive each, as on Metal; values mean nothing."""
-
-    def one(x: mx.array, *arguments: Any, **options: Any) -> mx.array:
-        needed = [a for a in (*arguments, *options.values()) if isinstance(a, mx.array)]
-        y = mx.softmax(x, axis=-1)
-        return mx.depends([y], needed)[0] if needed else y
-
-    with ExitStack() as patches:
-        for name in ("rms_norm", "layer_norm", "rope", "scaled_dot_product_attention"):
-            patches.enter_context(patch.object(mx.fast, name, one))
-        yield
+    @property
+    def binds(self) -> str:
+        """What takes the most of it: bytes, operations or the launching of kernels."""
+        parts = {"bytes": self.memory_ms, "operations": self.compute_ms or 0, "kernels": self.kernels_ms}
+        return max(parts, key=lambda name: parts[name])
 
 
 def cost(config: MoshiConfig, bits: int | None, context: str = "full", dtype: mx.Dtype = mx.bfloat16) -> Cost:
@@ -97,8 +67,7 @@ def cost(config: MoshiConfig, bits: int | None, context: str = "full", dtype: mx
     state = weightless_tree(work.state())
     work = work._replace(state=lambda: state)
     traffic = measure.traffic(model, work)
-    with metal_kernels():
-        kernels = measure.kernels(work)
+    kernels = dispatches.of_work(work).total()
     held = sum(leaf.nbytes for tree in (model.parameters(), state) for _, leaf in flatten(tree))
     return Cost(traffic.weights, traffic.state, traffic.operations, kernels, held + BUFFER_CACHE_BYTES)
 
@@ -129,13 +98,14 @@ def rows(chosen: list[Chip], costs: dict[int | None, Cost], kernel_us: float) ->
             least = bound(chip, frame, kernel_us)
             found.append(
                 {"chip": chip.name, "bandwidth_gb_s": chip.bandwidth, "bits": bits, **least._asdict(),
-                 "share_left": least.left, "conversation": verdict(chip, frame, least),
+                 "share_left": least.left, "binds": least.binds,
+                 "conversation": verdict(chip, frame, least),
                  "reported_by_users_of_earlier_port_ms": REPORTED.get((chip.name, bits or 16))}
             )  # fmt: skip
     return found
 
 
-HEADERS = ["chip", "GB/s", "weights", "memory ms", "compute ms", "+ kernels ms", "= frame ms", "of 80 ms left",
+HEADERS = ["chip", "GB/s", "weights", "memory ms", "compute ms", "+ kernels ms", "= frame ms", "of 80 ms left", "binds",
            "conversation", "earlier port, reported"]  # fmt: skip
 
 
@@ -144,7 +114,8 @@ def cells(row: dict[str, Any]) -> list[str]:
     return [
         row["chip"], f"{row['bandwidth_gb_s']:g}", weights_name(row["bits"]), f"{row['memory_ms']:.1f}",
         "-" if compute is None else f"{compute:.1f}", f"{row['kernels_ms']:.1f}", f"{row['total_ms']:.1f}",
-        f"{row['share_left']:.0%}", row["conversation"], row["reported_by_users_of_earlier_port_ms"] or "",
+        f"{row['share_left']:.0%}", row["binds"], row["conversation"],
+        row["reported_by_users_of_earlier_port_ms"] or "",
     ]  # fmt: skip
 
 
@@ -164,11 +135,17 @@ def report(
         file.write_text(json.dumps({"size": size, "context": context, "frame": counted, "chips": found}, indent=1))
     frames = [[weights_name(b), f"{f.weights / 1e9:.2f}", f"{f.state / 1e9:.2f}", f"{f.operations / 1e9:.1f}",
                str(f.kernels), f"{f.held / 1e9:.2f}"] for b, f in costs.items()]  # fmt: skip
+    least = min((b or 16, b) for b in bits)[1]
+    launched = dispatches.of_parts(weightless(config, least))
     headers = ["weights", "GB of weights a frame", "GB of caches", "10^9 operations", "kernels", "GB held"]
     return "\n\n".join((
         f"One duplex frame of {size}, context {context}, counted on its graph. Computed, not measured: no Mac was run.",
         measure.table(headers, frames),
+        f"Kernels of {weights_name(least)} by part and kind, on Metal's terms (see bench/dispatches.py):",
+        dispatches.report(launched),
         measure.table(HEADERS, [cells(row) for row in found]),
         f"frame ms = greater of memory and compute + kernels at {kernel_us:g} us each (an assumption). 'barely': less "
-        "than 10% of the 80 ms left. Reported: by users, of the earlier port's language step without the codec.",
+        "than 10% of the 80 ms left. People at once: "
+        "python -m bench.people chips. Reported: by users, of the earlier port's language "
+        "step without the codec.",
     ))  # fmt: skip

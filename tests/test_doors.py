@@ -386,7 +386,7 @@ def test_what_is_no_state_or_sampling_is_refused(model, wrong):
             function(model, given, state, wrong)
 
 
-@pytest.mark.parametrize("wrong", ["8", 4, 16, 8.5, "all"])
+@pytest.mark.parametrize("wrong", ["8", 3, 16, 8.5, "all"])
 def test_bits_of_a_cache(model, wrong):
     with pytest.raises(InputError, match=r"kv_bits: got .*, only 8"):
         model.session(kv_bits=wrong)

@@ -90,20 +90,20 @@ def _convolution(kernel: int, dilation: int) -> Callable[..., mx.array]:
 
 def causal_conv(layer: CausalConv, x: mx.array) -> mx.array:
     """x [B, T, in] -> [B, T, out]."""
-    kernel, length = len(layer.taps), x.shape[1]
+    kernel, length = layer.kernel_size, x.shape[1]
     if kernel == 1:
-        return x @ layer.taps[0] + layer.bias
+        return x @ layer.weight + layer.bias
     if x.shape[2] > 1:
-        return _convolution(kernel, layer.dilation)(x, *layer.taps) + layer.bias
+        return _convolution(kernel, layer.dilation)(x, *mx.split(layer.weight, kernel)) + layer.bias
     x = mx.pad(x, [(0, 0), ((kernel - 1) * layer.dilation, 0), (0, 0)])
     views = [x[:, k * layer.dilation : k * layer.dilation + length] for k in range(kernel)]
-    return mx.concatenate(views, axis=-1) @ mx.concatenate(layer.taps) + layer.bias
+    return mx.concatenate(views, axis=-1) @ layer.weight + layer.bias
 
 
 def strided_conv(layer: StridedConv, x: mx.array) -> mx.array:
     """x [B, T, in] -> [B, T / stride, out]: one product of every block with both halves of the kernel."""
     blocks = x.reshape(len(x), x.shape[1] // layer.stride, -1)
-    before, now = mx.split(blocks @ mx.concatenate(layer.blocks, axis=1), 2, axis=-1)
+    before, now = mx.split(blocks @ mx.concatenate(list(mx.split(layer.weight, 2)), axis=1), 2, axis=-1)
     return now + mx.pad(before[:, :-1], [(0, 0), (1, 0), (0, 0)]) + layer.bias
 
 
@@ -188,23 +188,19 @@ def initialize(model: MimiModel, seed: int) -> None:
         return gain * fan_in**-0.5 * mx.random.normal(shape, key=now)
 
     for _, module in model.named_modules():
-        if isinstance(module, CausalConv):
-            module.taps = [normal(tap.shape, len(module.taps) * tap.shape[0], GAIN) for tap in module.taps]
-        elif isinstance(module, StridedConv):
-            module.blocks = [normal(block.shape, 2 * block.shape[0], GAIN) for block in module.blocks]
-        elif isinstance(module, TransposedConv):
-            module.weight = normal(module.weight.shape, 2 * module.weight.shape[0], GAIN)
+        if isinstance(module, (CausalConv, StridedConv, TransposedConv)):
+            module.weight = normal(module.weight.shape, module.weight.shape[0], GAIN)
         elif "weight" in module and module.weight.ndim == 2:
             module.weight = normal(module.weight.shape, module.weight.shape[0])
     for _, module in model.named_modules():
         if isinstance(module, ResidualBlock):
-            module.pointwise.taps = [0.5 * tap for tap in module.pointwise.taps]
+            module.pointwise.weight = 0.5 * module.pointwise.weight
         elif isinstance(module, TransformerLayer):
             module.self_attn.out_proj.weight = 0.1 * module.self_attn.out_proj.weight
             module.mlp.linear2.weight = 0.1 * module.mlp.linear2.weight
     first, last = model.encoder.layers[0], model.decoder.layers[-1]
-    first.taps = [tap / (GAIN * LOUDNESS) for tap in first.taps]
-    last.taps = [LOUDNESS * tap for tap in last.taps]
+    first.weight = first.weight / (GAIN * LOUDNESS)
+    last.weight = LOUDNESS * last.weight
     model.upsample.halves = [
         mx.full(half.shape, 1.0 if n == 0 else 0.0) for n, half in enumerate(model.upsample.halves)
     ]

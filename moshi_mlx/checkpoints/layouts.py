@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..models.config import MimiConfig, MoshiConfig
-from ..models.layers.conv import CausalConv, StridedConv, TransposedConv
+from ..models.layers.conv import StridedConv, TransposedConv
 from ..models.layers.linear import resting
 from ..models.mimi import ResidualBlock, SEANetStack, seanet_decoder, seanet_encoder
 
@@ -105,31 +105,25 @@ def _mlx_layer(ours: str, theirs: str) -> Iterator[Row]:
 # Mimi: the names of Kyutai's codec files; convolutions are [out, in, k] there, transposed ones [in, out, k].
 
 
-def _tap(k: int, parts: list[mx.array]) -> mx.array:
-    return mx.contiguous(parts[0][:, :, k].T)  # [in, out]
+def _window(parts: list[mx.array]) -> mx.array:
+    """[out, in, k] -> [k * in, out]; also where k is a kernel of two strides, whose positions are blocks."""
+    return mx.contiguous(parts[0].transpose(2, 1, 0)).reshape(-1, parts[0].shape[0])
 
 
-def _untap(taps: list[mx.array]) -> list[mx.array]:
-    return [mx.stack([tap.T for tap in taps], axis=2)]
-
-
-def _block(n: int, parts: list[mx.array]) -> mx.array:
-    out, _, kernel = parts[0].shape
-    half = mx.split(parts[0], 2, axis=2)[n] if kernel % 2 == 0 else parts[0]
-    return mx.contiguous(half.transpose(2, 1, 0)).reshape(-1, out)  # [stride * in, out]
-
-
-def _unblock(stride: int, blocks: list[mx.array]) -> list[mx.array]:
-    halves = [block.reshape(stride, -1, block.shape[-1]).transpose(2, 1, 0) for block in blocks]
-    return [mx.concatenate(halves, axis=2)]
+def _unwindow(kernel: int, values: list[mx.array]) -> list[mx.array]:
+    return [values[0].reshape(kernel, -1, values[0].shape[1]).transpose(2, 1, 0)]
 
 
 def _transposed(parts: list[mx.array]) -> mx.array:
-    return mx.contiguous(parts[0].transpose(0, 2, 1)).reshape(parts[0].shape[0], -1)  # [in, k * out]
+    """[in, out, 2 * stride] -> [2 * in, stride * out]: what an input gives later, before what it gives at once."""
+    inputs = parts[0].shape[0]
+    now, later = mx.split(parts[0].transpose(0, 2, 1), 2, axis=1)  # [in, stride, out] each
+    return mx.concatenate([later.reshape(inputs, -1), now.reshape(inputs, -1)])
 
 
-def _untransposed(kernel: int, values: list[mx.array]) -> list[mx.array]:
-    return [values[0].reshape(len(values[0]), kernel, -1).transpose(0, 2, 1)]
+def _untransposed(stride: int, values: list[mx.array]) -> list[mx.array]:
+    later, now = (half.reshape(len(half), stride, -1) for half in mx.split(values[0], 2))
+    return [mx.concatenate([now, later], axis=1).transpose(0, 2, 1)]
 
 
 def _half(n: int, parts: list[mx.array]) -> mx.array:
@@ -159,9 +153,9 @@ def mimi(config: MimiConfig) -> Iterator[Row]:
     for half in ("encoder_transformer", "decoder_transformer"):
         for n in range(config.num_hidden_layers):
             yield from _mimi_layer(f"{half}.layers.{n}", f"{half}.transformer.layers.{n}")
-    unblock = partial(_unblock, config.positions_per_frame)
+    unwindow = partial(_unwindow, 2 * config.positions_per_frame)
+    yield Row("downsample.weight", ("downsample.conv.conv.conv.weight",), _window, None, unwindow)
     for n in range(2):
-        yield Row(f"downsample.blocks.{n}", ("downsample.conv.conv.conv.weight",), partial(_block, n), None, unblock)
         yield Row(f"upsample.halves.{n}", ("upsample.convtr.convtr.convtr.weight",), partial(_half, n), None, _unhalve)
     halves = ("quantizer.rvq_first", "quantizer.rvq_rest")
     for proj, build, axis in (("input_proj", _stacked, 0), ("output_proj", _side_by_side, 1)):
@@ -235,11 +229,10 @@ def _seanet(half: str, stack: SEANetStack) -> Iterator[Row]:
 
 def _conv_rows(ours: str, theirs: str, layer: nn.Module) -> Iterator[Row]:
     weight = (f"{theirs}.weight",)
-    if isinstance(layer, CausalConv):
-        yield from (Row(f"{ours}.taps.{k}", weight, partial(_tap, k), None, _untap) for k in range(len(layer.taps)))
-    elif isinstance(layer, StridedConv):
-        unblock = partial(_unblock, layer.stride)
-        yield from (Row(f"{ours}.blocks.{n}", weight, partial(_block, n), None, unblock) for n in range(2))
+    if isinstance(layer, TransposedConv):
+        stride = layer.stride
+        yield Row(f"{ours}.weight", weight, _transposed, None, partial(_untransposed, stride))
     else:
-        yield Row(f"{ours}.weight", weight, _transposed, None, partial(_untransposed, 2 * layer.stride))
+        kernel = 2 * layer.stride if isinstance(layer, StridedConv) else layer.kernel_size
+        yield Row(f"{ours}.weight", weight, _window, None, partial(_unwindow, kernel))
     yield Row(f"{ours}.bias", (f"{theirs}.bias",), join)

@@ -59,8 +59,8 @@ class Reply(NamedTuple):
 def init_state(model: Moshi, seeds: Sequence[int], capacity: int | None = None, kv_bits: int | None = None) -> State:
     """The state of len(seeds) new conversations.
 
-    `capacity`: cache slots to begin with (default: the whole context); `kv_bits` 8 keeps the cache in 8 bits. A seed is
-    any whole number. Raises InputError.
+    `capacity`: cache slots to begin with (default: the whole context); `kv_bits` 8 or 4 keeps the cache in these. A
+    seed is any whole number. Raises InputError.
     """
     if not isinstance(seeds, (Sequence, np.ndarray, mx.array)) or isinstance(seeds, str) or len(seeds) == 0:
         raise InputError(f"seeds: got {seeds!r}, expected a list of whole numbers, one for each conversation")

@@ -153,7 +153,7 @@ def grown(prompt: Prefilled, capacity: int) -> Prefilled:
 
 
 def in_bits(prompt: Prefilled, kv_bits: int | None) -> Prefilled:
-    """With its caches in 8 bits, where that is asked for."""
+    """With its caches in 8 or 4 bits, where that is asked for."""
     if kv_bits is None:
         return prompt
     layers = [caches.packed(cache, kv_bits) for cache in prompt.temporal["layers"]]

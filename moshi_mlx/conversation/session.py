@@ -65,9 +65,9 @@ class Session:
     """A conversation. Made by `model.session(...)`; primed, so the first frame that it gets is seen at once.
 
     temperature (0: greedy), top_k (0: no cut), top_p (over 0 to 1) and min_p (0 to 1) are of Moshi's sound, the same
-    with `text_` before them of its text (see `Sampling`). kv_bits=8 keeps the attention cache in 8 bits; `context` is
-    how many frames the conversation remembers (default: the model's context, which is the most). Raises InputError for
-    a setting out of range, TypeError for one that does not exist.
+    with `text_` before them of its text (see `Sampling`). kv_bits (8 or 4) is how the attention cache is kept;
+    `context` is how many frames the conversation remembers (default: the model's context, which is the most). Raises
+    InputError for a setting out of range, TypeError for one that does not exist.
 
     Making one builds every kernel that its frames will need, which takes seconds where they are new to the machine:
     `progress` shows a bar then, on standard error, where that is a terminal.

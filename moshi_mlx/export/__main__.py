@@ -36,7 +36,7 @@ def parser() -> Parser:
     add("checkpoint", metavar="CHECKPOINT", help="folder or hub id, in any layout")
     add("folder", metavar="FOLDER", type=Path, help="the bundle to write")
     add("--dtype", choices=tuple(DTYPES), help="type that the language model runs in (default: the stored one)")
-    add("--kv-bits", type=int, choices=(8,), help="keep the attention cache in 8 bits")
+    add("--kv-bits", type=int, choices=(8, 4), help="keep the attention cache in so many bits")
     add("--overwrite", action="store_true", help="replace a bundle, once the new one is whole")
     add("--check", action="store_true", help="run the bundle against the model here, on a spoken question")
     return parser

@@ -40,8 +40,8 @@ def export(
 ) -> Exported:  # fmt: skip
     """Write the bundle of a checkpoint (a folder or hub id, any layout) to `folder`; nothing of the weights is in it.
 
-    `dtype` is the type that the language model is run in (None: the stored one), `kv_bits` 8 keeps the attention cache
-    in 8 bits. The same checkpoint gives the same bytes. Raises CheckpointError, ConfigError or InputError.
+    `dtype` is the type that the language model is run in (None: the stored one), `kv_bits` 8 or 4 keeps the attention
+    cache in these. The same checkpoint gives the same bytes. Raises CheckpointError, ConfigError or InputError.
     """
     folder = Path(folder)
     refuse_existing(folder, overwrite, BUNDLE)

@@ -42,6 +42,13 @@ nothing half-written is left, what was whole stays; 130 when Ctrl-C ends anythin
 """
 
 
+def _frames(text: str) -> int:
+    """A type for argparse: frames of 80 ms, or seconds with an s behind them."""
+    if text.endswith("s"):
+        return math.ceil(_number(float, 1 / 12.5, 2**31)(text.removesuffix("s").strip()) * 12.5)
+    return int(_number(int, 1)(text))
+
+
 def _number(kind: type, least: float, below: float = math.inf) -> Callable[[str], Any]:
     """A type for argparse: a finite number of `kind` from `least` up."""
 
@@ -97,8 +104,9 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", metavar="FOLDER_OR_HUB_ID", help="LoRA folder, file or hub id")
     parser.add_argument("-q", "--quantized", type=int, choices=HUB_SUFFIXES, default=4, help="bits (default: 4)")
     personas.add_options(parser)
-    _add(parser, "--context", _number(int, 1), "frames of 80 ms that Moshi remembers (default: the model's, 3000)")
-    parser.add_argument("--kv-bits", type=int, choices=(8,), help="keep the attention cache in 8 bits")
+    _add(parser, "--context", _frames, "what Moshi remembers: frames of 80 ms, or seconds as in 60s (default: the "
+         "model's, 3000)")  # fmt: skip
+    parser.add_argument("--kv-bits", type=int, choices=(8, 4), help="keep the attention cache in so many bits")
     parser.add_argument("--force", action="store_true", help="go on where the machine is found too small or too slow")
 
 

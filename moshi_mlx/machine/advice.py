@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from ..models.layers.cache import KV_BITS
 from ..models.moshi import Moshi
 from ..terminal.sizes import size
 from . import preflight
@@ -77,16 +78,14 @@ def _helps(
 ) -> Iterator[str]:
     """Each change that alone brings the cost below the limit; or else all of them together, if they do."""
     saved = preflight.saved_by_4_bits(model)
-    narrow = 8 if preflight.takes_kv_bits(model) else None
-    choices = []
+    narrow = [bits for bits in KV_BITS if preflight.takes_kv_bits(model) and bits < (asked.kv_bits or 16)]
+    choices: list[tuple[str, int, int | None]] = [(f"--kv-bits {bits}", 0, bits) for bits in narrow]
     if saved:
-        choices.append((asked.fewer_bits, saved, asked.kv_bits))
-    if narrow and not asked.kv_bits:
-        choices.append(("--kv-bits 8", 0, narrow))
-        if saved:
-            choices.append((f"{asked.fewer_bits} with --kv-bits 8", saved, narrow))
+        together = [(f"{asked.fewer_bits} with {name}", saved, bits) for name, _, bits in choices]
+        choices = [(asked.fewer_bits, saved, asked.kv_bits), *choices, *together]
     found = [(name, cost(less, bits, asked.context)) for name, less, bits in choices]
     helping = [(name, value) for name, value in found if value < limit]
+    helping = [(name, value) for name, value in helping if not _needless(name, dict(helping))]
     yield from (f"{name}: {said(value)}" for name, value in helping if " with " not in name or len(helping) == 1)
     most = asked.context or model.config.sliding_window
     for context in range(most - most % CONTEXT_STEP, LEAST_CONTEXT - 1, -CONTEXT_STEP):
@@ -94,6 +93,11 @@ def _helps(
         if context < most and value < limit:
             yield f"--context {context} (it remembers {context * FRAME_MS / 1e3:.0f} s): {said(value)}"
             return
+
+
+def _needless(name: str, helping: dict[str, float]) -> bool:
+    """Whether it takes 4 bits where 8 would do."""
+    return name.endswith("--kv-bits 4") and name.removesuffix("4") + "8" in helping
 
 
 def library() -> Iterator[str]:

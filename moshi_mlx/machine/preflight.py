@@ -137,7 +137,7 @@ def saved_by_4_bits(model: Moshi) -> int:
 
 
 def takes_kv_bits(model: Moshi) -> bool:
-    """Whether its attention cache can be kept in 8 bits."""
+    """Whether its attention cache can be kept in 8 or 4 bits."""
     return model.config.head_width % 32 == 0
 
 

@@ -13,7 +13,7 @@ import mlx.nn as nn
 from .config import MoshiDepthConfig
 from .layers.initial import initialize
 from .layers.linear import Embedding, Linear
-from .layers.sequence import attention_weights
+from .layers.sequence import attention_weights, stacked
 from .layers.transformer import LayerConfig, TransformerLayer
 
 Sampler = Callable[[int, mx.array], mx.array]
@@ -59,15 +59,15 @@ class DepthDecoder(nn.Module):
     def sample(self, hidden: mx.array, text_token: mx.array, sample: Sampler) -> mx.array:
         """hidden [B, input_size], text_token int [B] -> the codes that `sample` chose, int32 [B, num_codebooks]."""
         inputs = self.inputs(hidden)
-        caches: Caches = [[] for _ in range(self.config.num_hidden_layers)]
+        pairs: list[mx.array | None] = [None] * self.config.num_hidden_layers
         token, codes = text_token, []
         for step, part in enumerate(self.slices):
             x = inputs[self.config.schedule[step]] + part.emb.lookup(token)
-            for layer, cache in zip(part.transformer.layers, caches, strict=True):
-                x = layer_step(layer, x, cache)
+            for n, layer in enumerate(part.transformer.layers):
+                x, pairs[n] = _paired_step(layer, x, pairs[n])
             token = sample(step, part.linear_out(x))
             codes.append(token)
-        return mx.stack(codes, axis=1).astype(mx.int32)
+        return stacked(codes, axis=1).astype(mx.int32)
 
     def inputs(self, hidden: mx.array) -> list[mx.array]:
         """The hidden state projected for every set of weights."""
@@ -81,13 +81,27 @@ def layer_step(
     attention = layer.self_attn
     queries, keys, _ = attention.heads
     q, *new = mx.split(attention.project(layer.norm1(x)), [queries, queries + keys], axis=1)
-    first = not cache
-    cache[:] = new if first else [mx.concatenate(list(pair), axis=2) for pair in zip(cache, new, strict=True)]
+    cache[:] = [mx.concatenate(list(pair), axis=2) for pair in zip(cache, new, strict=True)] if cache else new
     if weights is not None:
         weights.append(attention_weights(q, cache[0], None, attention.scale))
-    if first:  # of a single key the softmax is 1
-        repeats = q.shape[1] // new[1].shape[1]
-        attended = new[1] if repeats == 1 else mx.repeat(new[1], repeats, axis=1)
-    else:
-        attended = mx.fast.scaled_dot_product_attention(q, *cache, scale=attention.scale)
-    return layer.finish(x, attended.reshape(len(x), -1))
+    return layer.finish(x, _attended(q, cache[0], cache[1], attention.scale))
+
+
+def _paired_step(layer: TransformerLayer, x: mx.array, pairs: mx.array | None) -> tuple[mx.array, mx.array]:
+    """`layer_step` with keys and values in one array [B, 2 Hkv, steps so far, D], so that one call takes them on.
+
+    (To write them into an array made before is no less: a GPU has read that one in the same frame, and MLX copies it.)
+    """
+    attention = layer.self_attn
+    q, new = mx.split(attention.project(layer.norm1(x)), [attention.heads[0]], axis=1)
+    pairs = new if pairs is None else mx.concatenate([pairs, new], axis=2)
+    keys, values = mx.split(pairs, 2, axis=1)
+    return layer.finish(x, _attended(q, keys, values, attention.scale)), pairs
+
+
+def _attended(q: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
+    """q [B, H, 1, D] over keys and values [B, Hkv, S, D] -> [B, H D]."""
+    if keys.shape[2] > 1:
+        return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale).reshape(len(q), -1)
+    repeats = q.shape[1] // values.shape[1]  # of a single key the softmax is 1
+    return (values if repeats == 1 else mx.repeat(values, repeats, axis=1)).reshape(len(q), -1)

@@ -36,7 +36,7 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: mx.array, state: State) -> tuple[mx.array, State]:
         h, state = self.dilated(elu(x), state)
         pointwise = self.pointwise
-        return mx.addmm(x + pointwise.bias, elu(h), pointwise.taps[0]), state
+        return mx.addmm(x, elu(h), pointwise.weight) + pointwise.bias, state  # so that the bias fuses with what follows
 
 
 class SEANetStack(nn.Module):

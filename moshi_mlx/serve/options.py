@@ -55,7 +55,7 @@ def _model_options(made: argparse.ArgumentParser) -> None:
         metavar="N",
         help="frames of 80 ms that Moshi remembers (default: the model's, 3000)",
     )
-    made.add_argument("--kv-bits", type=int, choices=(8,), help="keep the attention caches in 8 bits")
+    made.add_argument("--kv-bits", type=int, choices=(8, 4), help="keep the attention caches in so many bits")
 
 
 def _people_options(group: argparse._ArgumentGroup) -> None:

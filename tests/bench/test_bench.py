@@ -296,6 +296,13 @@ def test_verdicts(cost_of_7b):
     assert roofline.verdict(m2, held._replace(held=int(30e9)), roofline.bound(m2, held)) == "does not fit"
 
 
+def test_what_binds():
+    frame = roofline.cost(cases.config_of("7b"), 4)
+    for name, what in (("M2", "bytes"), ("M3 Max (40-core GPU)", "bytes"), ("M5 Ultra", "kernels")):
+        assert roofline.bound(chips.find(name)[0], frame).binds == what
+    assert roofline.bound(chips.find("M2")[0], frame._replace(operations=10**13)).binds == "operations"
+
+
 def test_weightless_models_take_no_memory():
     before = mx.get_active_memory()
     model = roofline.weightless(cases.config_of("7b"), 4)

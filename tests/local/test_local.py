@@ -631,6 +631,18 @@ def test_demo(tmp_path):
     assert len(written(tmp_path / "reply.wav")) == len(files.read_sound(options.DEMO_INPUT, RATE)) + 3 * RATE
 
 
+@pytest.mark.parametrize(("text", "frames"), [("3000", 3000), ("60s", 750), ("0.1 s", 2), ("0.08s", 1)])
+def test_context_in_frames_or_seconds(text, frames):
+    assert options._parser().parse_args([f"--context={text}"]).context == frames
+
+
+@pytest.mark.parametrize("text", ["0", "1.5", "-3s", "0s", "s", "nans", "infs", "60 sec"])
+def test_no_context(text, capsys):
+    with pytest.raises(SystemExit):
+        options._parser().parse_args([f"--context={text}"])
+    assert "argument --context: got" in capsys.readouterr().err
+
+
 # Places and streams
 
 WRITERS = {"--output": "wav", "--record": "wav", "--transcript": "txt", "--trace": "json"}

@@ -53,7 +53,9 @@ CHUNKS = [1, 2, 3, 5, 12]
 def test_causal_conv(channels, kernel, dilation, chunk):
     layer = filled(CausalConv(channels, 4, kernel, dilation))
     x = RNG.normal(size=(2, 12, channels)).astype(np.float32)
-    expected = causal_reference(x, np.stack(layer.taps), np.array(layer.bias), dilation, 1)
+    expected = causal_reference(
+        x, np.array(layer.weight).reshape(kernel, channels, 4), np.array(layer.bias), dilation, 1
+    )
     np.testing.assert_allclose(streamed(layer, x, chunk), expected, atol=1e-5)
 
 
@@ -63,7 +65,7 @@ def test_causal_conv(channels, kernel, dilation, chunk):
 def test_strided_conv(stride, chunk, bias):
     layer = filled(StridedConv(3, 4, stride, bias=bias))
     x = RNG.normal(size=(2, 12 * stride, 3)).astype(np.float32)
-    weight = np.stack(layer.blocks).reshape(2 * stride, 3, 4)
+    weight = np.array(layer.weight).reshape(2 * stride, 3, 4)
     expected = causal_reference(x, weight, np.array(layer.bias) if bias else 0, 1, stride)
     np.testing.assert_allclose(streamed(layer, x, chunk * stride), expected, atol=1e-5)
 
@@ -73,7 +75,8 @@ def test_strided_conv(stride, chunk, bias):
 def test_transposed_conv(stride, chunk):
     layer = filled(TransposedConv(3, 4, stride))
     x = RNG.normal(size=(2, 12, 3)).astype(np.float32)
-    weight = np.array(layer.weight).reshape(3, 2 * stride, 4).transpose(1, 0, 2)
+    later, now = np.array(layer.weight).reshape(2, 3, stride, 4)
+    weight = np.concatenate([now, later], axis=1).transpose(1, 0, 2)
     expected = transposed_reference(x, weight, np.array(layer.bias), stride)
     np.testing.assert_allclose(streamed(layer, x, chunk), expected, atol=1e-5)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moshi_mlx.errors import InputError
-from moshi_mlx.models.layers.cache import capacity_of
+from moshi_mlx.models.layers.cache import capacity_of, create
 from moshi_mlx.models.layers.linear import Embedding, QuantizedEmbedding
 from moshi_mlx.models.layers.transformer import LayerConfig, Transformer, grow
 
@@ -144,8 +144,9 @@ def test_bfloat16_norms_are_computed_in_float32():
     np.testing.assert_allclose(got, expected, rtol=2**-7)
 
 
+@pytest.mark.parametrize(("kv_bits", "error", "share"), [(8, 0.02, 9 / 32), (4, 0.2, 5 / 32)])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_eight_bit_cache_is_close_and_a_third_of_the_bytes(kv_heads):
+def test_a_quantized_cache_is_close_and_a_fraction_of_the_bytes(kv_heads, kv_bits, error, share):
     mx.random.seed(5)
     config = LayerConfig(
         dim=256, num_heads=4, num_key_value_heads=kv_heads, hidden=48, norm_eps=1e-5, gated=True, head_dim=64
@@ -153,21 +154,23 @@ def test_eight_bit_cache_is_close_and_a_third_of_the_bytes(kv_heads):
     model = Transformer(config, 2, CONTEXT, 10000.0)
     model.apply(lambda p: p + 0.05 * mx.random.normal(p.shape))
     x = mx.random.normal((2, LENGTH, 256))
-    states = [model.init_state(2, mx.float32, 2, kv_bits=bits) for bits in (None, 8)]
+    states = [model.init_state(2, mx.float32, 2, kv_bits=bits) for bits in (None, kv_bits)]
     for start in range(0, LENGTH, 2):
         outputs = []
         for n, state in enumerate(states):
             y, states[n] = model(x[:, start : start + 2], state)
             outputs.append(np.array(y))
-        np.testing.assert_allclose(outputs[1], outputs[0], atol=0.02 * np.abs(outputs[0]).max())
-        assert np.abs(outputs[1] - outputs[0]).max() > 0  # it is the 8-bit path that ran
+        np.testing.assert_allclose(outputs[1], outputs[0], atol=error * np.abs(outputs[0]).max())
+        assert np.abs(outputs[1] - outputs[0]).max() > 0  # it is the quantized path that ran
     full, packed = (sum(leaf.nbytes for cache in s["layers"] for leaf in cache.values()) for s in states)
-    assert packed < 0.3 * full
+    assert packed == share * full  # float32: a scale and a bias of 64 values are one bit of each
 
 
 def test_caches_of_other_bits_are_refused():
-    with pytest.raises(InputError, match="kv_bits: got 4, only 8"):
+    with pytest.raises(InputError, match="kv_bits: got 4 with heads of 8 values, expected a multiple of 32"):
         transformer().init_state(1, mx.float32, kv_bits=4)
+    with pytest.raises(InputError, match="kv_bits: got 3, only 8 or 4"):
+        create(1, 4, 16, 64, mx.float32, 3)
 
 
 @pytest.mark.parametrize("quantized", [False, True])

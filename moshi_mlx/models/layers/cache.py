@@ -1,4 +1,4 @@
-"""Ring caches: the keys and values of a layer, in full precision or in 8 bits.
+"""Ring caches: the keys and values of a layer, in full precision, in 8 bits or in 4.
 
 The cache of a layer is a ring of `capacity` slots; the key of position p lies in slot p mod capacity. Which slots a
 query may see follows from the offset (positions so far) of its conversation alone, so a ring needs no clearing: what
@@ -10,14 +10,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from ...errors import InputError
 from ..state import State
 from .activations import on_cpu
 
 SIDES = ("keys", "values")
-PARTS = ("", "_scales", "_biases")  # of a side in 8 bits
-BITS = 8
+PARTS = ("", "_scales", "_biases")  # of a side in 8 or 4 bits
+KV_BITS = (8, 4)
 FUSED_HEADS = (64, 96, 128, 256)  # sizes of a head for which Metal has the kernel that skips hidden keys
 
 
@@ -31,7 +32,7 @@ class Window(NamedTuple):
 
 def window(offset: mx.array, length: int, capacity: int, context: int) -> Window:
     """The window of `length` new positions after `offset` (int [B]) in rings of `capacity` slots."""
-    positions = offset[:, None] + mx.arange(length)  # [B, T]
+    positions = offset[:, None] + _counting(length)  # [B, T]
     last = positions[:, -1:]
     held, size = held_after(last, capacity)
     distance = positions[:, :, None] - held[:, None]  # [B, T, capacity]
@@ -41,20 +42,25 @@ def window(offset: mx.array, length: int, capacity: int, context: int) -> Window
 
 def held_after(last: mx.array, capacity: int) -> tuple[mx.array, mx.array]:
     """[B, capacity], the position that each slot holds once `last` (int [B, 1]) is written, < 0: none; slots [1]."""
-    slots = mx.arange(capacity)
+    slots = _counting(capacity)
     size = slots[-1:] + 1  # as data: a number would be written into the fused kernels, to be built anew as rings grow
     return last - (last - slots) % size, size
 
 
+def _counting(length: int) -> mx.array:
+    """0, 1, 2 ... as a constant, which no call has to make anew."""
+    return mx.array(np.arange(length, dtype=np.int32))
+
+
 def create(batch: int, heads: int, capacity: int, head_dim: int, dtype: mx.Dtype, kv_bits: int | None) -> State:
-    """The empty cache of a layer. With kv_bits 8, each half of it is packed words, scales and biases."""
+    """The empty cache of a layer. With kv_bits 8 or 4, each half of it is packed words, scales and biases."""
     if kv_bits is None:
         return {side: mx.zeros((batch, heads, capacity, head_dim), dtype) for side in SIDES}
-    if kv_bits != BITS:
-        raise InputError(f"kv_bits: got {kv_bits!r}, only {BITS} (or None) is supported")
+    if kv_bits not in KV_BITS:
+        raise InputError(f"kv_bits: got {kv_bits!r}, only 8 or 4 (or None) is supported")
     if head_dim % 32:
-        raise InputError(f"kv_bits: got 8 with heads of {head_dim} values, expected a multiple of 32")
-    shapes = [(head_dim * BITS // 32, mx.uint32)] + [(head_dim // group_size(head_dim), dtype)] * 2
+        raise InputError(f"kv_bits: got {kv_bits} with heads of {head_dim} values, expected a multiple of 32")
+    shapes = [(head_dim * kv_bits // 32, mx.uint32)] + [(head_dim // group_size(head_dim), dtype)] * 2
     return {
         side + part: mx.zeros((batch, heads, capacity, width), kind)
         for side in SIDES
@@ -67,6 +73,11 @@ def group_size(head_dim: int) -> int:
     return 64 if head_dim % 64 == 0 else 32
 
 
+def bits_of(cache: State, head_dim: int) -> int | None:
+    """The kv_bits that a cache was created with."""
+    return cache["keys"].shape[-1] * 32 // head_dim if "keys_scales" in cache else None
+
+
 def capacity_of(cache: State) -> int:
     return cache["keys"].shape[2]
 
@@ -74,30 +85,31 @@ def capacity_of(cache: State) -> int:
 def write(cache: State, slots: mx.array, keys: mx.array, values: mx.array) -> State:
     """The cache with new keys and values [B, H, T, D] in their slots; in place where the cache is consumed."""
     new = {"keys": keys, "values": values}
-    if "keys_scales" in cache:
+    bits = bits_of(cache, keys.shape[-1])
+    if bits:
+        group = group_size(keys.shape[-1])
         new = {
             side + part: packed
             for side, array in new.items()
-            for part, packed in zip(
-                PARTS, mx.quantize(array, group_size=group_size(array.shape[-1]), bits=BITS), strict=True
-            )
+            for part, packed in zip(PARTS, mx.quantize(array, group_size=group, bits=bits), strict=True)
         }
     return {name: mx.put_along_axis(ring, slots, new[name], axis=2) for name, ring in cache.items()}
 
 
 def attend(q: mx.array, cache: State, mask: mx.array, scale: float) -> mx.array:
     """Softmax attention of q [B, H, T, D] over a cache: [B, H, T, D]."""
-    if "keys_scales" not in cache:
+    bits = bits_of(cache, q.shape[-1])
+    if not bits:
         return mx.fast.scaled_dot_product_attention(q, cache["keys"], cache["values"], scale=scale, mask=mask)
     batch, heads, length, head_dim = q.shape
     kv_heads, group = cache["keys"].shape[1], group_size(head_dim)
     q = (q * scale).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
     keys, values = ([cache[side + part] for part in PARTS] for side in SIDES)
-    scores = mx.quantized_matmul(q, keys[0], keys[1], keys[2], True, group, BITS)
+    scores = mx.quantized_matmul(q, keys[0], keys[1], keys[2], True, group, bits)
     scores = scores.reshape(batch, kv_heads, heads // kv_heads, length, -1)
     scores = mx.where(mask[:, :, None], scores, mx.finfo(scores.dtype).min)
     weights = mx.softmax(scores, axis=-1, precise=True).reshape(batch, kv_heads, -1, scores.shape[-1])
-    y = mx.quantized_matmul(weights, values[0], values[1], values[2], False, group, BITS)
+    y = mx.quantized_matmul(weights, values[0], values[1], values[2], False, group, bits)
     return y.reshape(q.shape[0], heads, length, head_dim)
 
 
@@ -106,13 +118,13 @@ def reads_unseen_slots(head_dim: int, kv_bits: int | None) -> bool:
 
     Metal's kernel for few queries skips hidden keys, in the sizes of heads that it has. (From 1024 slots on a Max or
     an Ultra takes another one, which reads them ahead: there a full ring costs its bytes from the start.) The CPU's
-    product, the fallback of other heads and the products of an 8-bit cache read everything.
+    product, the fallback of other heads and the products of a cache in 8 or 4 bits read everything.
     """
     return on_cpu() or kv_bits is not None or head_dim not in FUSED_HEADS
 
 
 def packed(cache: State, kv_bits: int) -> State:
-    """A cache in full precision as `write` keeps it in 8 bits."""
+    """A cache in full precision as `write` keeps it in `kv_bits`."""
     batch, heads, capacity, head_dim = cache["keys"].shape
     empty = create(batch, heads, capacity, head_dim, cache["keys"].dtype, kv_bits)
     slots = mx.broadcast_to(mx.arange(capacity)[:, None], (batch, 1, capacity, 1))

@@ -1,10 +1,8 @@
 """Causal streaming convolutions as matrix products, channels last: [B, T, C] in, [B, T', C'] out.
 
-A streaming layer keeps the samples that its next window still needs (the tail) or the part of its output that the
-next input still adds to (the overlap). Both start as zeros, which is the causal zero padding of the whole signal,
-so that streaming over any chunks equals one call over everything. Weights are kept as the matrices by which the input
-is multiplied, one for each tap or block: no transposition and no copy at run time (to index an array with a number is
-a gather, which copies).
+A streaming layer keeps the samples that its next window still needs (the tail), which start as zeros: the causal zero
+padding of the whole signal, so that streaming over any chunks equals one call over everything. A weight is kept as one
+matrix whose rows are those of the window, oldest first, so that a window is multiplied as it lies in memory.
 """
 
 from __future__ import annotations
@@ -13,80 +11,98 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..state import State
+from .activations import on_cpu
+
+
+def windowed(x: mx.array, weight: mx.array, bias: mx.array | None, kernel: int, dilation: int = 1) -> mx.array:
+    """x [B, (kernel - 1) * dilation + T, in], weight [kernel * in, out] -> [B, T, out].
+
+    A GPU multiplies a view of all windows, which overlap, at once. BLAS takes no such view, and to unfold the windows
+    copies x `kernel` times: on the CPU it is a product for each tap, over shifted views, each added to the last.
+    """
+    length = x.shape[1] - (kernel - 1) * dilation
+    if not on_cpu():
+        windows = _windows(x, length, kernel, dilation)
+        return windows @ weight if bias is None else mx.addmm(bias, windows, weight)
+    first, *others = mx.split(weight, kernel)
+    y = x[:, :length] @ first if bias is None else mx.addmm(bias, x[:, :length], first)
+    for k, tap in enumerate(others, 1):
+        y = mx.addmm(y, x[:, k * dilation : k * dilation + length], tap)
+    return y
+
+
+def _windows(x: mx.array, length: int, kernel: int, dilation: int) -> mx.array:
+    """[B, length, kernel * in], a view where there is no dilation."""
+    batch, width, channels = x.shape
+    if length == 1 and dilation == 1:  # of a single row Metal takes no other stride than its length
+        return x.reshape(batch, 1, kernel * channels)
+    if dilation == 1:
+        return mx.as_strided(x, (batch, length, kernel * channels), (width * channels, channels, 1))
+    strides = (width * channels, channels, dilation * channels, 1)
+    return mx.as_strided(x, (batch, length, kernel, channels), strides).reshape(batch, length, -1)
 
 
 class CausalConv(nn.Module):
-    """Convolution of stride 1. taps: kernel x [in, out]; bias [out]; state: tail [B, (kernel - 1) * dilation, in].
-
-    One product for each tap, over shifted views of the same samples, each added to the last: faster here than
-    unfolding the windows, which copies the input `kernel` times.
-    """
+    """Convolution of stride 1. weight [kernel * in, out]; bias [out]; state: tail [B, (kernel - 1) * dilation, in]."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> None:
         super().__init__()
-        self.taps = [mx.zeros((in_channels, out_channels)) for _ in range(kernel_size)]
+        self.weight = mx.zeros((kernel_size * in_channels, out_channels))
         self.bias = mx.zeros((out_channels,))
-        self.dilation = dilation
+        self.kernel_size, self.dilation = kernel_size, dilation
 
     def init_state(self, batch: int) -> State:
-        channels = self.taps[0].shape[0]
-        return mx.zeros((batch, (len(self.taps) - 1) * self.dilation, channels), self.bias.dtype)
+        channels = self.weight.shape[0] // self.kernel_size
+        return mx.zeros((batch, (self.kernel_size - 1) * self.dilation, channels), self.weight.dtype)
 
     def __call__(self, x: mx.array, tail: State) -> tuple[mx.array, State]:
         length = x.shape[1]
         x = mx.concatenate([tail, x], axis=1)
-        y = self.bias
-        for k, tap in enumerate(self.taps):
-            y = mx.addmm(y, x[:, k * self.dilation : k * self.dilation + length], tap)
-        return y, x[:, length:]
+        return windowed(x, self.weight, self.bias, self.kernel_size, self.dilation), x[:, length:]
 
 
 class StridedConv(nn.Module):
-    """Convolution whose kernel is twice its stride: each output is a product over two neighbouring blocks of input.
+    """Convolution whose kernel is twice its stride: of stride 1 and kernel 2, where a position is a block of inputs.
 
-    blocks: 2 x [stride * in, out]; bias [out] or none; state: the last block [B, stride, in]. T: multiples of stride.
+    weight [2 * stride * in, out]; bias [out] or none; state: the last block [B, stride, in]. T: multiples of stride.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, bias: bool = True) -> None:
         super().__init__()
-        self.blocks = [mx.zeros((stride * in_channels, out_channels)) for _ in range(2)]
+        self.weight = mx.zeros((2 * stride * in_channels, out_channels))
         if bias:
             self.bias = mx.zeros((out_channels,))
         self.stride = stride
 
     def init_state(self, batch: int) -> State:
-        channels = self.blocks[0].shape[0] // self.stride
-        return mx.zeros((batch, self.stride, channels), self.blocks[0].dtype)
+        return mx.zeros((batch, self.stride, self.weight.shape[0] // (2 * self.stride)), self.weight.dtype)
 
     def __call__(self, x: mx.array, tail: State) -> tuple[mx.array, State]:
         batch, length, channels = x.shape
-        inputs = mx.concatenate([tail, x], axis=1).reshape(batch, length // self.stride + 1, self.stride * channels)
-        before, now = self.blocks
-        y = mx.addmm(self.bias, inputs[:, :-1], before) if "bias" in self else inputs[:, :-1] @ before
-        return mx.addmm(y, inputs[:, 1:], now), x[:, length - self.stride :]
+        blocks = mx.concatenate([tail, x], axis=1).reshape(batch, -1, self.stride * channels)
+        return windowed(blocks, self.weight, self.get("bias"), 2), x[:, length - self.stride :]
 
 
 class TransposedConv(nn.Module):
-    """Transposed convolution whose kernel is twice its stride: one product, then an overlap-add of the two halves.
+    """Transposed convolution whose kernel is twice its stride: each input and the one before it give `stride` outputs.
 
-    weight [in, 2 * stride * out], bias [out]; state: the half that the next input adds to [B, stride * out].
+    weight [2 * in, stride * out], the rows of the input before first; bias [out]; state: the last input [B, 1, in].
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.weight = mx.zeros((in_channels, 2 * stride * out_channels))
+        self.weight = mx.zeros((2 * in_channels, stride * out_channels))
         self.bias = mx.zeros((out_channels,))
         self.stride = stride
 
     def init_state(self, batch: int) -> State:
-        return mx.zeros((batch, 1, self.weight.shape[1] // 2), self.weight.dtype)
+        return mx.zeros((batch, 1, self.weight.shape[0] // 2), self.weight.dtype)
 
-    def __call__(self, x: mx.array, overlap: State) -> tuple[mx.array, State]:
+    def __call__(self, x: mx.array, last: State) -> tuple[mx.array, State]:
         batch, length, _ = x.shape
-        first, second = mx.split(x @ self.weight, 2, axis=-1)  # [B, T, stride * out] each
-        overlaps = mx.concatenate([overlap, second], axis=1)
-        y = (first + overlaps[:, :-1]).reshape(batch, length * self.stride, -1) + self.bias
-        return y, overlaps[:, length:]
+        x = mx.concatenate([last, x], axis=1)
+        y = windowed(x, self.weight, None, 2).reshape(batch, length * self.stride, -1)
+        return y + self.bias, x[:, length:]
 
 
 class DepthwiseUpsample(nn.Module):

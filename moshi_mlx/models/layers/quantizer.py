@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from ..config import MimiConfig
 from .linear import Linear
+from .sequence import stacked
 
 
 class SplitResidualVectorQuantizer(nn.Module):
@@ -31,15 +32,15 @@ class SplitResidualVectorQuantizer(nn.Module):
         semantic, acoustic = mx.split(self.input_proj(latent), 2, axis=-1)
         codes = self._residual_codes(semantic, range(min(self.num_semantic, num_codebooks)))
         codes += self._residual_codes(acoustic, range(self.num_semantic, num_codebooks))
-        return mx.stack(codes, axis=1)
+        return stacked(codes, axis=1).astype(mx.int32)
 
     def _residual_codes(self, residual: mx.array, codebooks: range) -> list[mx.array]:
         codes = []
         for k in codebooks:
             entries = self.embedding[k : k + 1].squeeze(0)  # a view; to index with a number would copy
             # half of |r - e|^2, less the part that all entries share
-            distance = self.half_norms[k : k + 1] - residual @ entries.T
-            code = mx.argmin(distance, axis=-1).astype(mx.int32)
+            distance = mx.addmm(self.half_norms[k : k + 1], residual, entries.T, alpha=-1)
+            code = mx.argmin(distance, axis=-1)
             codes.append(code)
             if k != codebooks[-1]:
                 residual = residual - entries[code]
@@ -48,7 +49,7 @@ class SplitResidualVectorQuantizer(nn.Module):
     def decode(self, codes: mx.array) -> mx.array:
         """codes int [B, K, T], K up to all codebooks -> latent [B, T, hidden]."""
         num_codebooks = codes.shape[1]
-        entries = self.embedding[mx.arange(num_codebooks)[:, None], codes]  # [B, K, T, dim]
+        entries = self.embedding[mx.array(list(range(num_codebooks)))[:, None], codes]  # [B, K, T, dim]
         semantic = entries[:, : self.num_semantic].sum(axis=1)
         acoustic = entries[:, self.num_semantic :].sum(axis=1)
         return self.output_proj(mx.concatenate([semantic, acoustic], axis=-1))

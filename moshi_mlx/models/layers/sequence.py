@@ -16,7 +16,8 @@ import mlx.core as mx
 
 from ...errors import InputError
 from ..state import State
-from .cache import held_after
+from .activations import on_cpu
+from .cache import bits_of, held_after
 
 BLOCK = 64  # queries at a time
 
@@ -139,6 +140,20 @@ def _band(queries: int, keys: int, context: int) -> mx.array:
     return (distance >= 0) & (distance < context)
 
 
+def stacked(parts: list[mx.array], axis: int) -> mx.array:
+    """mx.stack of arrays [B, ...] of up to a frame's few integers.
+
+    On a GPU it is one fused choice among them, where a concatenation would launch a copy for each.
+    """
+    if on_cpu() or len(parts) > 8:  # more would be more than MLX fuses
+        return mx.stack(parts, axis=axis)
+    *rest, chosen = [mx.expand_dims(part, axis) for part in parts]
+    place = mx.array(list(range(len(parts)))).reshape(-1, *[1] * (chosen.ndim - 1 - axis))
+    for n, part in reversed(list(enumerate(rest))):
+        chosen = mx.where(place == n, part, chosen)
+    return chosen
+
+
 def _rows(mask: mx.array, batch: int) -> mx.array:
     return mx.broadcast_to(mask[None, None], (batch, 1, *mask.shape))
 
@@ -169,10 +184,11 @@ def ring_after(
     """The ring of `capacity` slots that holds the last positions once `lengths` (int [B]) new ones have come.
 
     keys and values [B, Hkv, T, D] are the new ones', packed; a ring before them must not have had more slots.
-    Raises InputError for a ring in 8 bits, which is the live session's.
+    Raises InputError for a ring in 8 or 4 bits, which is the live session's.
     """
     if ring is not None and "keys_scales" in ring:
-        raise InputError("past_key_values: got a cache in 8 bits, expected one in full precision (kv_bits=None)")
+        bits = bits_of(ring, keys.shape[-1])
+        raise InputError(f"past_key_values: got a cache in {bits} bits, expected one in full precision (kv_bits=None)")
     held, _ = held_after((offset + lengths)[:, None] - 1, capacity)
     new = (held - offset[:, None])[:, None, :, None]
     after = {}
