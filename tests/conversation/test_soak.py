@@ -18,5 +18,5 @@ def test_pictures(tmp_path):
     pictures.main(str(tmp_path))
     view = (tmp_path / "view.svg").read_text()
     assert view.startswith("<svg")
-    assert all(said in view for said in ("Paris", "Moshi", "p95", "dropped", "mute"))
+    assert all(said in view for said in ("Paris", "Moshi", "frame", "dropped", "mute"))
     assert (tmp_path / "catching_up.png").read_bytes()[:4] == b"\x89PNG"
