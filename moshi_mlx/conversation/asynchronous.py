@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -84,6 +85,14 @@ class AsyncConversation:
     async def reset(self) -> None:
         """Begin a new conversation, after the frames that are on their way."""
         await self._do(lambda session: session.reset())
+
+    async def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the conversation to a file, after the frames that are on their way. See `Session.save`."""
+        await self._do(lambda session: session.save(path))
+
+    async def restore(self, path: str | os.PathLike[str]) -> None:
+        """Go on with a saved conversation, after the frames that are on their way. See `Session.restore`."""
+        await self._do(lambda session: session.restore(path))
 
     async def send(self, pcm: Any) -> None:
         """Hand in a frame, whose reply `async for` gives; waits while `waiting` of them are on their way."""

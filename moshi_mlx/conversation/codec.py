@@ -60,6 +60,15 @@ class MimiStream:
             codes = list(self._encoded(samples[:whole].reshape(-1, 1, size)))
             return np.concatenate([np.zeros((self._num_codebooks, 0), np.int32), *codes], axis=1)
 
+    def flush(self) -> np.ndarray:
+        """The end of the sound: codes int32 [num_codebooks, 1] of the part of a frame that waits, filled with silence.
+
+        [num_codebooks, 0] where none waits. Decoding keeps nothing back. `reset` begins the next sound.
+        """
+        with self._turns.taken("flush"):
+            missing = -len(self._partial) % self._mimi.config.frame_size
+        return self.encode(np.zeros(missing, np.float32))
+
     def _encoded(self, frames: np.ndarray) -> Iterator[np.ndarray]:
         for frame in frames:
             codes, self._encoder_state = self._encode(mx.array(frame), self._encoder_state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,7 @@ from ..models.moshi import Moshi
 from ..models.sampling import MOSHI, SamplingSettings
 from ..models.state import State
 from ..terminal.progress import steps
-from . import duplex
+from . import duplex, saving
 from . import prompt as prompts
 from .duplex import DuplexSampling
 from .prompt import Prefilled
@@ -135,9 +136,26 @@ class Session:
             self._seed = self._seed if seed is None else inputs.seed(seed)
             self._reset()
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the conversation, as it is between two frames, to a safetensors file: there whole or not at all.
+
+        Raises InputError where it cannot be written.
+        """
+        with self._turns.taken("save"):
+            saving.save(self, path)
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Go on with the conversation that `save` wrote, frame for frame as it would have gone on itself.
+
+        How tokens are drawn, and the hooks, are this session's. Raises InputError, and changes nothing, where the file
+        is damaged, of another model, or of a session with another kv_bits, context or wait_for_greeting.
+        """
+        with self._turns.taken("restore"):
+            saving.restore(self, path)
+
     def _reset(self) -> None:
         self._state: State = None  # freed before its successor is made
-        self._steps = 0
+        self._steps, self._begun = 0, self._prompt
         self._speech.reset()
         if self._gate:
             self._gate.reset()
@@ -213,7 +231,7 @@ class Session:
 
     def _known(self, step: int) -> tuple[mx.array, ...]:
         """What the prompt says of the codes that frame `step`, from 1, draws: only where delays are longer than 1."""
-        return () if self._prompt is None else prompts.known(self._model, self._prompt, step)
+        return () if self._begun is None else prompts.known(self._model, self._begun, step)
 
     def _step(self, sound: mx.array, state: State, *known: mx.array) -> Any:
         """`_step_codes` from sound: encoding is traced on its own, so that both ways share all that follows."""
@@ -261,7 +279,7 @@ class Session:
 
     def _held(self) -> bool:
         """Whether the newest complete column still is the prompt's; Moshi's sound begins after it."""
-        held = self._prompt is not None and self._steps < max(duplex.delays_of(self._model.config)[0])
+        held = self._begun is not None and self._steps < max(duplex.delays_of(self._model.config)[0])
         if held:
             self._state["decoder"] = self._model.audio_encoder.init_decoder_state(1)
         return held
