@@ -114,5 +114,5 @@ def _checksum(arrays: dict[str, mx.array], said: str) -> str:
     total = zlib.crc32(said.encode())
     for name, array in sorted(arrays.items()):
         total = zlib.crc32(f"{name} {array.shape} {array.dtype}".encode(), total)
-        total = zlib.crc32(memoryview(np.array(mx.contiguous(array).reshape(-1).view(mx.uint8))), total)
+        total = zlib.crc32(np.array(mx.contiguous(array).reshape(-1).view(mx.uint8)).data, total)
     return f"{total:08x}"
