@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import InputError
-from .session import Frame, Session
+from .frame import Frame
+from .session import Session
 
 WAITING = 8  # frames, 0.64 s
 
@@ -26,8 +27,14 @@ class AsyncConversation:
 
     What a frame raises (InputError, say) is raised where it is taken out, and the conversation goes on.
 
-        async with model.conversation(seed=0) as talk:
-            frame = await talk.step(pcm)
+    >>> import asyncio
+    >>> model = moshi_mlx.load("miniature", dtype="float32")
+    >>> async def main():
+    ...     async with model.conversation(seed=0) as talk:  # 24000 Hz, 1920 samples a frame
+    ...         frame = await talk.step(np.zeros(talk.frame_size, np.float32))
+    ...         return frame.pcm.shape
+    >>> asyncio.run(main())
+    (1920,)
     """
 
     def __init__(self, make: Callable[[], Session], waiting: int = WAITING) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -21,6 +21,7 @@ from ..terminal.progress import steps
 from . import duplex, saving
 from . import prompt as prompts
 from .duplex import DuplexSampling
+from .frame import Frame, OnSpeaking, OnText
 from .prompt import Prefilled
 from .speech import GreetingGate, SpeechDetector
 from .text import TextDecoder
@@ -31,35 +32,6 @@ if TYPE_CHECKING:
 FIRST_CAPACITY = 256  # slots, where a young conversation keeps a small ring
 # What MLX may keep of freed buffers. Without a limit it took 8 GB more over a long conversation.
 BUFFER_CACHE_BYTES = 512 * 2**20
-
-
-OnText = Callable[[int], int | None]
-"""(sampled text token) -> the token to go on with, or None for the sampled one."""
-
-
-OnSpeaking = Callable[[bool], Any]
-"""(whether Moshi speaks now), called when that changes."""
-
-
-class SessionSettings(SamplingSettings, total=False):
-    """What a session takes beside its model and seed: see `Session`."""
-
-    kv_bits: int | None
-    context: int | None
-    on_text: OnText | None
-    on_speaking: OnSpeaking | None
-    wait_for_greeting: bool | None
-    progress: bool | None
-
-
-class Frame(NamedTuple):
-    """80 ms of Moshi's side of the conversation."""
-
-    pcm: np.ndarray | None  # float32 [frame_size] at sample_rate, None while the delay fills
-    text: str  # what this frame adds to the text, "" for padding
-    text_token: int
-    audio_codes: np.ndarray | None  # int32 [num_codebooks], the codes of pcm
-    speaking: bool = False  # whether Moshi speaks or pauses for breath, by `speech.SpeechDetector`
 
 
 class Session:
@@ -83,6 +55,14 @@ class Session:
 
     MLX work belongs to a thread, so make it, step it and reset it on one thread. A call while another one runs, on
     another thread or from a hook, is refused with InputError and changes nothing.
+
+    >>> model = moshi_mlx.load("miniature", dtype="float32")
+    >>> talk = model.session(seed=0, temperature=0.8)
+    >>> talk.sample_rate, talk.frame_size
+    (24000, 1920)
+    >>> frames = [talk.step(np.zeros(1920, np.float32)) for _ in range(3)]
+    >>> np.concatenate([frame.pcm for frame in frames]).shape
+    (5760,)
     """
 
     @spelled_out(SamplingSettings, MOSHI)
