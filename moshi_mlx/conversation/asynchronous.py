@@ -89,9 +89,9 @@ class AsyncConversation:
         """One frame from Mimi codes int [user codebooks] of the user's sound. See `Session.step_codes`."""
         return await self._do(lambda session: session.step_codes(codes))
 
-    async def reset(self) -> None:
-        """Begin a new conversation, after the frames that are on their way."""
-        await self._do(lambda session: session.reset())
+    async def reset(self, seed: int | None = None) -> None:
+        """Begin a new conversation, after the frames that are on their way. See `Session.reset`."""
+        await self._do(lambda session: session.reset(seed))
 
     async def save(self, path: str | os.PathLike[str]) -> None:
         """Write the conversation to a file, after the frames that are on their way. See `Session.save`."""

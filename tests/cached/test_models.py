@@ -56,7 +56,8 @@ def test_removed_is_gone(cache, capsys):
     assert main(["remove", "kyutai/moshi-tiny"]) == 0
     assert "removed" in lines(capsys)[0]
     assert not (cache / "models--kyutai--moshi-tiny").exists()
-    assert (cache / "models--x--gpt").exists()
+    assert (cache / "models--x--gpt").exists()  # whose commit has the same name
+    assert (cache / "models--somebody--moshi-broken").exists()
     for name, said in (("kyutai/moshi-tiny", "is not in the cache"), ("miniature", "comes with the package")):
         assert main(["remove", name]) == 2
         assert said in capsys.readouterr().err

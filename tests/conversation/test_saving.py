@@ -213,6 +213,9 @@ def test_the_same_in_an_event_loop(model, tmp_path):
                 await talk.restore(tmp_path / "nothing")
             await talk.restore(tmp_path / "talk")
             check_same([await talk.step(FRAMES[3])], [expected])
+            await talk.reset(seed=3)
+            again = [await talk.step(frame) for frame in FRAMES[:4]]
+            check_same(again[3:], [expected])
 
     asyncio.run(asyncio.wait_for(main(), 60))
 
