@@ -51,7 +51,7 @@ def restore(session: Session, path: str | os.PathLike[str]) -> None:
         taken = {name: said[name] for name in _said(session)}
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration) as error:
         raise InputError(f"{path}: the conversation in it is damaged; take another copy of the file") from error
     _take(session, state, taken, tail)
 
@@ -98,13 +98,14 @@ def _whole(session: Session, state: State, capacity: int) -> State:
 
 def _take(session: Session, state: State, said: dict[str, Any], tail: mx.array | None) -> None:
     mx.eval(state)
+    waiting, (speaking, quiet) = bytes.fromhex(said["pending_bytes"]), said["speech"]
     session._state = state
     session._seed, session._positions, session._steps = said["seed"], said["positions"], said["steps"]
     session._capacity = next(size for size in session._capacities if size >= said["capacity"])
     session.nonfinite_samples = said["nonfinite_samples"]
     session._begun = None if tail is None else Prefilled(None, mx.zeros((1, 0)), np.array(tail), said["positions"])
-    session._pending_text, session._text_of.pending = said["pending_text"], bytes.fromhex(said["pending_bytes"])
-    session._speech.speaking, session._speech._quiet = said["speech"]
+    session._pending_text, session._text_of.pending = said["pending_text"], waiting
+    session._speech.speaking, session._speech._quiet = speaking, quiet
     if session._gate is not None:
         session._gate.closed, session._gate._spoken, session._gate._frames = said["gate"]
 
