@@ -54,9 +54,10 @@ def test_it_goes_on_frame_for_frame(model, tmp_path, settings, before):
     check_same(spoken(other, FRAMES[:2]), spoken(session, FRAMES[:2]))
 
 
-def test_8_bits_and_a_full_ring(tmp_path):
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_keys_and_a_full_ring(tmp_path, bits):
     model = moshi_mlx.load("miniature", dtype=mx.float32)
-    check_goes_on(lambda seed: model.session(seed, kv_bits=8, context=6), tmp_path / "talk", 9, after=3)
+    check_goes_on(lambda seed: model.session(seed, kv_bits=bits, context=6), tmp_path / "talk", 9, after=3)
 
 
 def test_a_ring_of_another_machine_grows_to_one_of_this(model, tmp_path, monkeypatch):
