@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import os
 import signal
 import sys
 import threading
@@ -22,6 +21,7 @@ from moshi_mlx.checkpoints.disk import folders
 from moshi_mlx.checkpoints.quantization import MODES
 from moshi_mlx.checkpoints.reading import LAYOUTS, Checkpoint, moshi_tokenizer, open_checkpoint
 from moshi_mlx.errors import InputError, MoshiError
+from moshi_mlx.terminal import streams
 from moshi_mlx.terminal.arguments import Parser
 from moshi_mlx.terminal.progress import progress
 from moshi_mlx.terminal.sizes import size
@@ -63,10 +63,11 @@ def _factor(text: str) -> float:
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
-        f"python -m {PROGRAM}", description="Convert and quantize: any Moshi checkpoint in, any layout out.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        f"python -m {PROGRAM}", table="convert", epilog=EPILOG,
+        description="Convert and quantize: any Moshi checkpoint in, any layout out.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
     add("--hf-path", "--model", required=True, metavar="FOLDER_OR_HUB_ID", help="what to convert, in any layout")
@@ -96,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@streams.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status, which --help describes."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -104,18 +106,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _kill_is_interrupt():
             if argv and argv[0] in commands:
                 return commands[argv[0]](argv[1:])
-            return convert(_parser().parse_args(argv))
+            parser = _parser()
+            return convert(_without_idle_settings(parser.parse_args(argv), parser))
     except MoshiError as error:
-        print(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        streams.say(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}")
         return 2
-    except BrokenPipeError:  # nobody reads what was done any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
-        print(f"{PROGRAM}: error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        streams.say(f"{PROGRAM}: error: {error.filename or 'system'}: {error.strerror or error}")
         return 2
     except KeyboardInterrupt as stop:
-        print(f"{PROGRAM}: interrupted, {stop if str(stop) else 'nothing was written'}", file=sys.stderr)
+        streams.say(f"{PROGRAM}: interrupted, {stop if str(stop) else 'nothing was written'}")
         return 130
 
 
@@ -154,14 +154,14 @@ def convert(arguments: argparse.Namespace) -> int:
     plan = outcome.plan._replace(small={"README.md": text.encode(), **outcome.plan.small})
     outcome = outcome._replace(plan=plan)
     if arguments.dry_run:
-        print(_report(source, outcome, f"would be written to {path}"))
+        streams.tell(_report(source, outcome, f"would be written to {path}"))
         return 0
     total = sum(block.nbytes for blocks in plan.weights.values() for block in blocks)
     with progress("converting", total) as done:
         writing.carry_out(plan, path, arguments.overwrite, done)
-    print(_report(source, outcome, f"written to {path}"))
+    streams.tell(_report(source, outcome, f"written to {path}"))
     if arguments.upload_repo:
-        print(f"uploaded to {hub.upload(path, arguments.upload_repo)}")
+        streams.tell(f"uploaded to {hub.upload(path, arguments.upload_repo)}")
     return 0
 
 
@@ -170,6 +170,20 @@ def _read_files(source: Checkpoint, options: Options) -> list[Path]:
     parts = [source.folder, source.tokenizer, options.tokenizer, options.lora]
     parts += [*source.language.files.values(), *source.mimi.files.values()]
     return [path for path in dict.fromkeys(parts) if path]
+
+
+def _without_idle_settings(arguments: argparse.Namespace, parser: Parser) -> argparse.Namespace:
+    """A person's own settings that mean nothing beside these flags are as if not given; flags are refused instead."""
+    idle = {"quantize"} if arguments.dequantize else set()
+    if not arguments.quantize or "quantize" in idle & arguments.from_settings:
+        idle |= {"q_bits", "q_group_size", "q_mode", "quant_predicate"}
+    idle |= {"max_shard_size"} if arguments.to == "kyutai" else {"generation"}
+    idle |= {"upload_repo"} if arguments.dry_run else set()
+    for name in idle & arguments.from_settings:
+        setattr(arguments, name, parser.get_default(name))
+    if arguments.quantize and arguments.dequantize and "dequantize" in arguments.from_settings:
+        arguments.dequantize = False
+    return arguments
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
@@ -234,6 +248,7 @@ def _report(source: Checkpoint, outcome: Outcome, done: str) -> str:
     lines = [f"{source.folder}: {LAYOUTS[source.layout]}; {done}:"]
     lines += [f"  {name}  {size(count)}" for name, count in sizes.items()]
     lines.append(f"  in all {size(sum(sizes.values()))}")
+    lines.append(f"  language model: {inspecting.bits_per_weight(outcome.plan, outcome.quantized):.3g} bits per weight")
     lines += [f"  {line}" for line in inspecting.bits_lines(outcome.quantized)]
     lines += [
         f"  not quantized, rows are no multiple of the group size: {path}"

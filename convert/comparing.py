@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,11 +32,16 @@ from moshi_mlx.models.config import MoshiConfig
 from moshi_mlx.terminal.arguments import Parser
 from moshi_mlx.terminal.progress import progress
 from moshi_mlx.terminal.sizes import size
+from moshi_mlx.terminal.streams import tell
 from moshi_mlx.terminal.version import install
 
 POSITIONS = 32  # of one call
 PICTURES = (".png", ".svg", ".pdf")
 MAX_TAIL = 600  # seconds
+# Nats a token up to which it is so, on average over the streams.
+VERDICTS = (
+    (1e-6, "says the same as"), (0.01, "is hardly to be told from"), (0.1, "is close to"), (math.inf, "is far from"),
+)  # fmt: skip
 
 
 class Talk(NamedTuple):
@@ -163,6 +169,18 @@ def table(streams: list[Stream], sizes: tuple[int, int], positions: int) -> str:
     return "\n".join(lines)
 
 
+def verdict(streams: list[Stream]) -> str:
+    """All streams in a line: how far B is, by the mean of their divergences, and where it is farthest."""
+    mean = float(np.mean([stream.divergence for stream in streams]))
+    same = float(np.mean([stream.agreement for stream in streams]))
+    worst = max(streams, key=lambda stream: stream.divergence)
+    words = next(words for most, words in VERDICTS if mean <= most)
+    return (
+        f"verdict: B {words} A: {mean:.3g} nats on average, the likeliest token the same in {same:.1%}; "
+        f"farthest in {worst.name} ({worst.divergence:.3g} nats)"
+    )
+
+
 def picture(path: Path, streams: list[Stream], sizes: tuple[int, int], names: tuple[str, str]) -> None:
     """Divergence and agreement of every stream as bars."""
     import matplotlib
@@ -215,12 +233,13 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"{arguments.input}: no such sound file")
     said, results, sizes = _ask((arguments.a, arguments.b), arguments.input, arguments.tail, arguments.seed)
     streams = figures(results[0], results[1], said)
-    print(table(streams, (sizes[0], sizes[1]), said.inputs.shape[1]))
+    tell(table(streams, (sizes[0], sizes[1]), said.inputs.shape[1]))
     if plot:
         picture(plot, streams, (sizes[0], sizes[1]), (arguments.a, arguments.b))
-        print(f"picture in {plot}")
+        tell(f"picture in {plot}")
     else:
-        print(f"no picture: that needs {install('plot')}")
+        tell(f"no picture: that needs {install('plot')}")
+    tell(verdict(streams))
     return 0
 
 

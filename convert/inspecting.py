@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from moshi_mlx.checkpoints import hub
+from moshi_mlx.checkpoints.names import MIMI_NAME
 from moshi_mlx.checkpoints.personas.voices import Voices
 from moshi_mlx.checkpoints.quantization import PARTS, Quantization
 from moshi_mlx.checkpoints.reading import LAYOUTS, Checkpoint, open_checkpoint, read_tokenizer
 from moshi_mlx.checkpoints.safetensors import FLOATS
-from moshi_mlx.checkpoints.writing import NAMED_QUANTIZATIONS
+from moshi_mlx.checkpoints.writing import NAMED_QUANTIZATIONS, Plan
+from moshi_mlx.terminal import streams
 from moshi_mlx.terminal.arguments import Parser
 from moshi_mlx.terminal.progress import progress
 from moshi_mlx.terminal.sizes import size
@@ -45,6 +48,21 @@ def bits_lines(quantized: Mapping[str, Quantization | None]) -> list[str]:
         f"{kind or 'not quantized'}: {', '.join(collapsed(paths))}"
         for kind, paths in sorted(kinds.items(), key=lambda item: (item[0] is None, item[0] or ()))
     ]
+
+
+def bits_per_weight(plan: Plan, quantized: Mapping[str, Quantization | None]) -> float:
+    """What a weight of the language model takes in a plan, with its share of the scales."""
+    bits = count = 0
+    for file, blocks in plan.weights.items():
+        for name, info in ((name, info) for block in blocks for name, info in block.infos.items()):
+            if file == MIMI_NAME or name.startswith("audio_encoder."):
+                continue
+            stem, _, leaf = name.rpartition(".")
+            kind = quantized.get(stem)
+            bits += 8 * info.nbytes
+            numbers = math.prod(info.shape)
+            count += numbers if not kind else numbers * 32 // kind.bits if leaf == PARTS[0] else 0
+    return bits / count if count else 0.0
 
 
 def readers(checkpoint: Checkpoint) -> list[str]:
@@ -153,11 +171,11 @@ def main(argv: Sequence[str]) -> int:
     checkpoint = open_checkpoint(hub.local_folder(arguments.folder))
     if checkpoint.tokenizer:
         read_tokenizer(checkpoint.tokenizer, checkpoint.config)
-    print("\n".join([f"{checkpoint.folder}", *describe(checkpoint), *readers(checkpoint)]))
+    streams.tell("\n".join([f"{checkpoint.folder}", *describe(checkpoint), *readers(checkpoint)]))
     parts = (checkpoint.language.files, checkpoint.mimi.files)
     files = list(dict.fromkeys(file for part in parts for file in part.values()))
     files += [checkpoint.tokenizer] if checkpoint.tokenizer else []
     sums = {} if arguments.no_checksum else checksums(files)
     for file in files:
-        print(f"file: {file.name}  {size(file.stat().st_size)}" + (f"  sha256 {sums[file]}" if sums else ""))
+        streams.tell(f"file: {file.name}  {size(file.stat().st_size)}" + (f"  sha256 {sums[file]}" if sums else ""))
     return 0

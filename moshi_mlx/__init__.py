@@ -12,7 +12,8 @@ from .conversation.asynchronous import AsyncConversation
 from .conversation.batch import Batch, Row
 from .conversation.codec import MimiStream
 from .conversation.duplex import DuplexSampling
-from .conversation.session import Frame, Session
+from .conversation.frame import Frame
+from .conversation.session import Session
 from .errors import AudioError, CheckpointError, ConfigError, InputError, MoshiError
 from .export.step import export_step
 from .huggingface.config import MimiConfig, MoshiConfig, MoshiDepthConfig

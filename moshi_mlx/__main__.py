@@ -6,10 +6,12 @@ import runpy
 import sys
 from collections.abc import Sequence
 
+from .terminal import streams
 from .terminal.arguments import Parser
 from .terminal.commands import COMMANDS
 
 
+@streams.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     given = list(sys.argv[1:] if argv is None else argv)
@@ -20,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     width = max(map(len, COMMANDS))
     listed = "\n".join(f"  python -m moshi_mlx.{name:{width}}  {line}" for name, line in COMMANDS.items())
     if not given or given == ["--help"] or given == ["-h"]:
-        print(f"commands:\n{listed}\n\nEach has --help. https://arxiv.org/abs/2410.00037 describes Moshi.")
+        streams.tell(f"commands:\n{listed}\n\nEach has --help. https://arxiv.org/abs/2410.00037 describes Moshi.")
         return 0
     parser = Parser("python -m moshi_mlx", description="List the commands.")
     parser.add_argument("command", choices=list(COMMANDS))

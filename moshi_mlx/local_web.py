@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 from .serve import options
 from .serve.__main__ import run
+from .terminal import streams
 
 PROGRAM = "moshi_mlx.local_web"
 
 
+@streams.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     parser = options.parser(PROGRAM)

@@ -10,7 +10,7 @@ import aiohttp
 import numpy as np
 
 from moshi_mlx import InputError
-from moshi_mlx.conversation.session import Frame
+from moshi_mlx.conversation.frame import Frame
 from moshi_mlx.serve.app import Listener
 from moshi_mlx.serve.guard import Guard
 from moshi_mlx.serve.house import House, Rules

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..checkpoints import hub
 from ..errors import MoshiError
+from ..terminal import streams
 from ..terminal.arguments import Parser
 from ..terminal.sizes import size
 from . import store
@@ -14,21 +15,22 @@ from . import store
 PROGRAM = "moshi_mlx.models"
 
 
+@streams.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status: 0, or 2 with one line of what is wrong."""
     arguments = _parser().parse_args(argv)
     try:
         if arguments.command == "fetch":
-            print(hub.local_folder(arguments.name, arguments.revision))
+            streams.tell(str(hub.local_folder(arguments.name, arguments.revision)))
         elif arguments.command == "remove":
-            print(f"{arguments.name}: removed, {size(store.remove(arguments.name))} given back")
+            streams.tell(f"{arguments.name}: removed, {size(store.remove(arguments.name))} given back")
         else:
             _list()
     except MoshiError as error:
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        streams.say(f"{PROGRAM}: error: {' '.join(str(error).split())}")
         return 2
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; what was fetched stays, and fetching goes on from there", file=sys.stderr)
+        streams.say(f"{PROGRAM}: interrupted; what was fetched stays, and fetching goes on from there")
         return 130
     return 0
 
@@ -49,9 +51,11 @@ def _list() -> None:
     found = store.models()
     widths = [max(len(model.name) for model in found), max(len(size(model.size)) for model in found)]
     for model in found:
-        print(f"{model.name:{widths[0]}}  {size(model.size):>{widths[1]}}  {model.kind}  ({store.age(model.used)})")
+        streams.tell(
+            f"{model.name:{widths[0]}}  {size(model.size):>{widths[1]}}  {model.kind}  ({store.age(model.used)})"
+        )
     total = sum(model.size for model in found if model.used is not None)
-    print(f"{size(total)} in the hub's cache" if total else "nothing in the hub's cache yet")
+    streams.tell(f"{size(total)} in the hub's cache" if total else "nothing in the hub's cache yet")
 
 
 if __name__ == "__main__":

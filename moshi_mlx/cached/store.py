@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,10 +45,14 @@ def remove(name: str) -> int:
     if name == MINIATURE:
         raise InputError(f"{MINIATURE}: comes with the package and stays")
     cache = _scan()
-    commits = [r.commit_hash for repo in (cache.repos if cache else ()) if repo.repo_id == name for r in repo.revisions]
+    named = frozenset(
+        repo for repo in (cache.repos if cache else ()) if (repo.repo_type, repo.repo_id) == ("model", name)
+    )
+    commits = [revision.commit_hash for repo in named for revision in repo.revisions]
     if not commits:
         raise InputError(f"{name}: is not in the cache; python -m moshi_mlx.models lists what is")
-    strategy = cache.delete_revisions(*commits)
+    # Of that repository alone: a copy of it under another name has the same commits.
+    strategy = dataclasses.replace(cache, repos=named).delete_revisions(*commits)
     strategy.execute()
     return int(strategy.expected_freed_size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -10,7 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import InputError
-from .session import Frame, Session
+from .frame import Frame
+from .session import Session
 
 WAITING = 8  # frames, 0.64 s
 
@@ -25,8 +27,14 @@ class AsyncConversation:
 
     What a frame raises (InputError, say) is raised where it is taken out, and the conversation goes on.
 
-        async with model.conversation(seed=0) as talk:
-            frame = await talk.step(pcm)
+    >>> import asyncio
+    >>> model = moshi_mlx.load("miniature", dtype="float32")
+    >>> async def main():
+    ...     async with model.conversation(seed=0) as talk:  # 24000 Hz, 1920 samples a frame
+    ...         frame = await talk.step(np.zeros(talk.frame_size, np.float32))
+    ...         return frame.pcm.shape
+    >>> asyncio.run(main())
+    (1920,)
     """
 
     def __init__(self, make: Callable[[], Session], waiting: int = WAITING) -> None:
@@ -81,9 +89,17 @@ class AsyncConversation:
         """One frame from Mimi codes int [user codebooks] of the user's sound. See `Session.step_codes`."""
         return await self._do(lambda session: session.step_codes(codes))
 
-    async def reset(self) -> None:
-        """Begin a new conversation, after the frames that are on their way."""
-        await self._do(lambda session: session.reset())
+    async def reset(self, seed: int | None = None) -> None:
+        """Begin a new conversation, after the frames that are on their way. See `Session.reset`."""
+        await self._do(lambda session: session.reset(seed))
+
+    async def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the conversation to a file, after the frames that are on their way. See `Session.save`."""
+        await self._do(lambda session: session.save(path))
+
+    async def restore(self, path: str | os.PathLike[str]) -> None:
+        """Go on with a saved conversation, after the frames that are on their way. See `Session.restore`."""
+        await self._do(lambda session: session.restore(path))
 
     async def send(self, pcm: Any) -> None:
         """Hand in a frame, whose reply `async for` gives; waits while `waiting` of them are on their way."""

@@ -18,7 +18,8 @@ from ..models.state import State, flatten, where
 from ..terminal.progress import steps
 from . import duplex, rows
 from .duplex import DuplexSampling
-from .session import Frame, bound_memory, capacities, checked_context
+from .frame import Frame
+from .session import bound_memory, capacities, checked_context
 from .speech import SpeechDetector
 from .text import TextDecoder
 
@@ -27,7 +28,17 @@ if TYPE_CHECKING:
 
 
 class Row:
-    """One conversation of a batch, from `Batch.join` until `Batch.leave`. It says nothing about its place."""
+    """One conversation of a batch, from `Batch.join` until `Batch.leave`. It says nothing about its place.
+
+    >>> model = moshi_mlx.load("miniature", dtype="float32")
+    >>> batch = model.batch(1)
+    >>> row = batch.join(seed=0)
+    >>> row.primed, row.positions, row.sampling.audio.top_k
+    (False, 0, 250)
+    >>> frame = batch.step({row: np.zeros(1920, np.float32)})[row]
+    >>> row.primed, row.positions  # the priming position, then a frame of 80 ms
+    (True, 2)
+    """
 
     def __init__(
         self, place: int, seed: int, sampling: DuplexSampling, text_of: TextDecoder, speech: SpeechDetector
@@ -54,6 +65,18 @@ class Batch:
     A step takes the same time however many rows take part, so `slots` is to be no larger than needed. Memory: `slots`
     caches, each as large as the oldest conversation among them needs. Not thread-safe: make it and use it on one
     thread.
+
+    >>> model = moshi_mlx.load("miniature", dtype="float32")
+    >>> batch = model.batch(2)
+    >>> anna, bert = batch.join(seed=0), batch.join(seed=1, temperature=0)
+    >>> quiet = np.zeros(batch.frame_size, np.float32)  # 1920 samples at 24000 Hz
+    >>> frames = batch.step({anna: quiet, bert: quiet})
+    >>> frames[anna].pcm.shape
+    (1920,)
+    >>> frames = batch.step({bert: quiet})  # anna pauses
+    >>> batch.leave(anna)
+    >>> batch.free
+    1
     """
 
     def __init__(

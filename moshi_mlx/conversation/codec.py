@@ -27,6 +27,17 @@ class MimiStream:
 
     A chunk may hold anything from nothing to minutes. Belongs to the thread that uses it; a call while another one runs
     is refused with InputError and changes nothing.
+
+    Sound is float32 at 24000 Hz; a frame is 1920 samples, 80 ms, and has a code of 0 to 2047 for each codebook.
+
+    >>> model = moshi_mlx.load("miniature", dtype="float32")
+    >>> stream = model.audio_encoder.stream(8)
+    >>> stream.encode(np.zeros(3000, np.float32)).shape  # a frame, and 1080 samples that wait
+    (8, 1)
+    >>> stream.flush().shape  # the rest, filled up with silence
+    (8, 1)
+    >>> stream.decode(np.zeros((8, 2), np.int32)).shape
+    (3840,)
     """
 
     def __init__(self, mimi: Mimi, num_codebooks: int) -> None:
@@ -59,6 +70,15 @@ class MimiStream:
             self._partial = samples[whole:]
             codes = list(self._encoded(samples[:whole].reshape(-1, 1, size)))
             return np.concatenate([np.zeros((self._num_codebooks, 0), np.int32), *codes], axis=1)
+
+    def flush(self) -> np.ndarray:
+        """The end of the sound: codes int32 [num_codebooks, 1] of the part of a frame that waits, filled with silence.
+
+        [num_codebooks, 0] where none waits. Decoding keeps nothing back. `reset` begins the next sound.
+        """
+        with self._turns.taken("flush"):
+            missing = -len(self._partial) % self._mimi.config.frame_size
+        return self.encode(np.zeros(missing, np.float32))
 
     def _encoded(self, frames: np.ndarray) -> Iterator[np.ndarray]:
         for frame in frames:

@@ -31,7 +31,14 @@ Adjust = Callable[[mx.array], mx.array]
 
 @dataclass(frozen=True)
 class DuplexSampling:
-    """How the two kinds of tokens are drawn. The defaults are the reference's."""
+    """How the two kinds of tokens are drawn. The defaults are the reference's.
+
+    `text` and `audio` are `Sampling`: by default temperature 0.7 and top_k 25, and 0.8 and 250.
+
+    >>> sampling = moshi_mlx.DuplexSampling.of({"temperature": 0, "text_top_k": 10})
+    >>> sampling.audio.greedy, sampling.text.top_k, sampling.text.temperature
+    (True, 10, 0.7)
+    """
 
     text: Sampling | RowSampling = field(default=Sampling.of(MOSHI, "text_"))
     audio: Sampling | RowSampling = field(default=Sampling.of(MOSHI))

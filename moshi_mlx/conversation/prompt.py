@@ -8,6 +8,7 @@ already says it, is what the prompt says, and the depth decoder sees that too.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -163,15 +164,15 @@ def in_bits(prompt: Prefilled, kv_bits: int | None) -> Prefilled:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def fingerprint(model: Moshi) -> str:
+def fingerprint(model: Moshi, whole: bool = False) -> str:
     """What tells models apart whose prompts must not be mixed up.
 
-    Sizes, and of every parameter of the temporal transformer its name, type and first values: so that another
-    fine-tune or other bits are another model.
+    Sizes, and of every parameter of the temporal transformer (of the model, with `whole`) its name, type and first
+    values: so that another fine-tune or other bits are another model.
     """
     config, digest = model.config, hashlib.sha256()
     digest.update(json.dumps([config.sliding_window, config.rope_theta, config.audio_delays]).encode())
-    leaves = flatten(model.decoder.parameters())
+    leaves = flatten((model if whole else model.decoder).parameters())
     digest.update(json.dumps([(name, leaf.shape, str(leaf.dtype)) for name, leaf in leaves]).encode())
     firsts = [leaf[(0,) * (leaf.ndim - 1)][:FIRST_VALUES].astype(mx.float32) for _, leaf in leaves]
     digest.update(np.array(mx.concatenate(firsts)).tobytes())
@@ -180,22 +181,34 @@ def fingerprint(model: Moshi) -> str:
 
 def save(model: Moshi, prompt: Prefilled, path: str | Path) -> None:
     """Write a prompt to a safetensors file, which is there whole or not at all. Raises InputError."""
-    path = Path(path)
     about = {"kind": FILE_KIND, "model": fingerprint(model), "length": str(prompt.length), **prompt.about}
     tree = {"temporal": prompt.temporal, "hidden": prompt.hidden, "tail": mx.array(prompt.tail)}
+    write_file(path, dict(flatten(tree)), about, "the prompt")
+
+
+def write_file(path: str | Path, arrays: dict[str, mx.array], about: dict[str, str], what: str) -> None:
+    """Arrays and what is said of them, under a temporary name first. Raises InputError, which names `what`."""
+    path = _path(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.safetensors")
     try:
-        mx.save_safetensors(str(partial), dict(flatten(tree)), about)
+        mx.save_safetensors(str(partial), arrays, about)
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: the prompt cannot be written: {error}") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: {what} cannot be written: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, ValueError):
+            partial.unlink(missing_ok=True)
+
+
+def _path(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"path: got a {type(path).__name__}, expected the path of a file")
+    return Path(path)
 
 
 def load(model: Moshi, path: str | Path) -> Prefilled:
     """The prompt that `save` wrote. Raises InputError for another file, and for a prompt of another model."""
-    arrays, about = _read(path)
+    arrays, about = read_file(path, FILE_KIND, "a prompt", "make it anew")
     if about.pop("model", "") != fingerprint(model):
         raise InputError(f"{path}: is a prompt of another model; make it anew with this one")
     tree: Any = unflatten(list(arrays.items()))
@@ -208,16 +221,18 @@ def load(model: Moshi, path: str | Path) -> Prefilled:
     return prompt
 
 
-def _read(path: str | Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; expected a prompt that was saved")
+def read_file(path: str | Path, kind: str, what: str, advice: str) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """What `write_file` wrote with `kind`. Raises InputError, which names `what` and ends with the advice."""
+    path = _path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected {what} that was saved")
     try:
         loaded: Any = mx.load(str(path), format="safetensors", return_metadata=True)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: not a safetensors file, expected a prompt that was saved") from error
+        raise InputError(f"{path}: not a safetensors file, expected {what} that was saved") from error
     arrays, about = loaded
-    if about.pop("kind", None) != FILE_KIND:
-        raise InputError(f"{path}: not a prompt that was saved (or of another version); make it anew")
+    if about.pop("kind", None) != kind:
+        raise InputError(f"{path}: not {what} that was saved (or of another version); {advice}")
     return arrays, about
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -17,9 +18,10 @@ from ..models.moshi import Moshi
 from ..models.sampling import MOSHI, SamplingSettings
 from ..models.state import State
 from ..terminal.progress import steps
-from . import duplex
+from . import duplex, saving
 from . import prompt as prompts
 from .duplex import DuplexSampling
+from .frame import Frame, OnSpeaking, OnText
 from .prompt import Prefilled
 from .speech import GreetingGate, SpeechDetector
 from .text import TextDecoder
@@ -30,35 +32,6 @@ if TYPE_CHECKING:
 FIRST_CAPACITY = 256  # slots, where a young conversation keeps a small ring
 # What MLX may keep of freed buffers. Without a limit it took 8 GB more over a long conversation.
 BUFFER_CACHE_BYTES = 512 * 2**20
-
-
-OnText = Callable[[int], int | None]
-"""(sampled text token) -> the token to go on with, or None for the sampled one."""
-
-
-OnSpeaking = Callable[[bool], Any]
-"""(whether Moshi speaks now), called when that changes."""
-
-
-class SessionSettings(SamplingSettings, total=False):
-    """What a session takes beside its model and seed: see `Session`."""
-
-    kv_bits: int | None
-    context: int | None
-    on_text: OnText | None
-    on_speaking: OnSpeaking | None
-    wait_for_greeting: bool | None
-    progress: bool | None
-
-
-class Frame(NamedTuple):
-    """80 ms of Moshi's side of the conversation."""
-
-    pcm: np.ndarray | None  # float32 [frame_size] at sample_rate, None while the delay fills
-    text: str  # what this frame adds to the text, "" for padding
-    text_token: int
-    audio_codes: np.ndarray | None  # int32 [num_codebooks], the codes of pcm
-    speaking: bool = False  # whether Moshi speaks or pauses for breath, by `speech.SpeechDetector`
 
 
 class Session:
@@ -82,6 +55,14 @@ class Session:
 
     MLX work belongs to a thread, so make it, step it and reset it on one thread. A call while another one runs, on
     another thread or from a hook, is refused with InputError and changes nothing.
+
+    >>> model = moshi_mlx.load("miniature", dtype="float32")
+    >>> talk = model.session(seed=0, temperature=0.8)
+    >>> talk.sample_rate, talk.frame_size
+    (24000, 1920)
+    >>> frames = [talk.step(np.zeros(1920, np.float32)) for _ in range(3)]
+    >>> np.concatenate([frame.pcm for frame in frames]).shape
+    (5760,)
     """
 
     @spelled_out(SamplingSettings, MOSHI)
@@ -135,9 +116,26 @@ class Session:
             self._seed = self._seed if seed is None else inputs.seed(seed)
             self._reset()
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the conversation, as it is between two frames, to a safetensors file: there whole or not at all.
+
+        Raises InputError where it cannot be written.
+        """
+        with self._turns.taken("save"):
+            saving.save(self, path)
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Go on with the conversation that `save` wrote, frame for frame as it would have gone on itself.
+
+        How tokens are drawn, and the hooks, are this session's. Raises InputError, and changes nothing, where the file
+        is damaged, of another model, or of a session with another kv_bits, context or wait_for_greeting.
+        """
+        with self._turns.taken("restore"):
+            saving.restore(self, path)
+
     def _reset(self) -> None:
         self._state: State = None  # freed before its successor is made
-        self._steps = 0
+        self._steps, self._begun = 0, self._prompt
         self._speech.reset()
         if self._gate:
             self._gate.reset()
@@ -213,7 +211,7 @@ class Session:
 
     def _known(self, step: int) -> tuple[mx.array, ...]:
         """What the prompt says of the codes that frame `step`, from 1, draws: only where delays are longer than 1."""
-        return () if self._prompt is None else prompts.known(self._model, self._prompt, step)
+        return () if self._begun is None else prompts.known(self._model, self._begun, step)
 
     def _step(self, sound: mx.array, state: State, *known: mx.array) -> Any:
         """`_step_codes` from sound: encoding is traced on its own, so that both ways share all that follows."""
@@ -261,7 +259,7 @@ class Session:
 
     def _held(self) -> bool:
         """Whether the newest complete column still is the prompt's; Moshi's sound begins after it."""
-        held = self._prompt is not None and self._steps < max(duplex.delays_of(self._model.config)[0])
+        held = self._begun is not None and self._steps < max(duplex.delays_of(self._model.config)[0])
         if held:
             self._state["decoder"] = self._model.audio_encoder.init_decoder_state(1)
         return held

@@ -87,6 +87,15 @@ class TextDecoder:
     def __call__(self, token: int) -> str:
         return self._bytes.decode(bytes_of(self._tokenizer, token, self._silent))
 
+    @property
+    def pending(self) -> bytes:
+        """The bytes of a character that wait for the rest of it."""
+        return self._bytes.getstate()[0]
+
+    @pending.setter
+    def pending(self, waiting: bytes) -> None:
+        self._bytes.setstate((waiting, 0))
+
 
 def bytes_of(tokenizer: Any, token: int, silent_tokens: tuple[int, ...]) -> bytes:
     """What a token prints as UTF-8, perhaps a part of a character; nothing for silent tokens or without a tokenizer."""

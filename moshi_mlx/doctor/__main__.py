@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..terminal import streams
 from ..terminal.arguments import Parser
 from . import exactness, frames, hub, report, sound, system
 from .finding import NOTE, OK, PROBLEM, Check, Finding, guarded
@@ -53,14 +54,14 @@ def examine(arguments: argparse.Namespace, show: Callable[[Finding], None]) -> t
 def waiting(what: str) -> None:
     """What is being looked at, where someone looks; "" takes it away."""
     if sys.stderr.isatty():
-        print(f"\r{what:40}" + ("" if what else "\r"), end="", file=sys.stderr, flush=True)
+        streams.write_err(f"\r{what:40}" + ("" if what else "\r"))
 
 
 def show(finding: Finding) -> None:
     """A row of the table, and under it what to do."""
-    print(f"{finding.verdict:8} {finding.what:26} {finding.said}", flush=True)
+    streams.tell(f"{finding.verdict:8} {finding.what:26} {finding.said}")
     if finding.todo:
-        print(f"{'':8} {'':26} -> {finding.todo}", flush=True)
+        streams.tell(f"{'':8} {'':26} -> {finding.todo}")
 
 
 def summary(found: list[Finding]) -> str:
@@ -79,6 +80,7 @@ def parser() -> Parser:
     return made
 
 
+@streams.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status, which --help describes."""
     arguments = parser().parse_args(argv)
@@ -86,15 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.report:
             report.check_place(arguments.report)
         found, seconds = examine(arguments, show)
-        print(summary(found))
+        streams.tell(summary(found))
         if arguments.report:
             report.write(arguments.report, found, seconds)
-            print(f"report written to {arguments.report}")
+            streams.tell(f"report written to {arguments.report}")
     except InputError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        streams.say(f"{PROGRAM}: error: {error}")
         return 2
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted, no report was written", file=sys.stderr)
+        streams.say(f"{PROGRAM}: interrupted, no report was written")
         return 130
     return 1 if any(finding.verdict == PROBLEM for finding in found) else 0
 

@@ -12,6 +12,7 @@ import mlx.core as mx
 from ..checkpoints.hub import local_folder
 from ..checkpoints.reading import open_checkpoint
 from ..errors import MoshiError
+from ..terminal import streams
 from ..terminal.arguments import Parser
 from .bundle import export
 from .checking import differences
@@ -29,8 +30,8 @@ ends it.
 
 def parser() -> Parser:
     parser = Parser(
-        f"python -m {PROGRAM}", description="Export a model for apps in C, C++ and Swift.", epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        f"python -m {PROGRAM}", table="export", description="Export a model for apps in C, C++ and Swift.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="folder or hub id, in any layout")
@@ -42,33 +43,34 @@ def parser() -> Parser:
     return parser
 
 
+@streams.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status, which --help describes."""
     arguments = parser().parse_args(argv)
     try:
         return _run(arguments)
     except MoshiError as error:
-        print(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        streams.say(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}")
         return 2
     except OSError as error:
-        print(f"{PROGRAM}: error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        streams.say(f"{PROGRAM}: error: {error.filename or 'system'}: {error.strerror or error}")
         return 2
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        streams.say(f"{PROGRAM}: interrupted")
         return 130
 
 
 def _run(arguments: argparse.Namespace) -> int:
     dtype = DTYPES.get(arguments.dtype)
     made = export(arguments.checkpoint, arguments.folder, dtype, arguments.kv_bits, arguments.overwrite)
-    print(f"{made.folder}: {len(made.files)} files, {sum(made.files.values()) / 1000:.0f} KB")
+    streams.tell(f"{made.folder}: {len(made.files)} files, {sum(made.files.values()) / 1000:.0f} KB")
     if not arguments.check:
         return 0
     checkpoint = open_checkpoint(local_folder(arguments.checkpoint))
     equal = True
     for found in differences(arguments.folder, checkpoint, dtype, arguments.kv_bits):
         what = f"{found.tokens} tokens differ, sound by at most {found.sound:.1e}"
-        print(f"{found.settings}: {found.frames} frames, {'equal to the session' if found.equal else what}")
+        streams.tell(f"{found.settings}: {found.frames} frames, {'equal to the session' if found.equal else what}")
         equal &= found.equal
     return 0 if equal else 1
 

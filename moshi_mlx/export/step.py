@@ -21,6 +21,14 @@ def export_step(model: Moshi, path: str | Path, sampling: DuplexSampling, seed: 
     the state in the order of `flatten`; it returns text, codes, sound and ready (see `Reply`), then the leaves of the
     next state in the same order. Beside it lies the primed state of a new conversation, `path` with the suffix
     .safetensors, its names numbered in that order. Returns the number of leaves.
+
+    >>> import tempfile, warnings
+    >>> model = moshi_mlx.load("miniature", dtype="float32")
+    >>> with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore", DeprecationWarning)
+    ...     leaves = moshi_mlx.export_step(model, f"{folder}/step.mlxfn", moshi_mlx.DuplexSampling())
+    >>> leaves > 10
+    True
     """
     warnings.warn("export_step: use python -m moshi_mlx.export CHECKPOINT FOLDER", DeprecationWarning, stacklevel=2)
     path = Path(path)

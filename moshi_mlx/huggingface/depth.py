@@ -46,7 +46,13 @@ class Kept:
 
 
 class MoshiDepthDecoder(Methods, DepthDecoder):
-    """`DepthDecoder` with Hugging Face's forward pass over given tokens, and `generate` of whole frames."""
+    """`DepthDecoder` with Hugging Face's forward pass over given tokens, and `generate` of whole frames.
+
+    >>> depth = moshi_mlx.load("miniature", dtype="float32").depth_decoder
+    >>> tokens = mx.array([[5, 1, 2]])  # a frame's text token, then its first codes
+    >>> depth(tokens, last_hidden_state=mx.zeros((1, 1, 256))).logits.shape  # [N, steps, codes]
+    (1, 3, 256)
+    """
 
     config: MoshiDepthConfig
 

@@ -15,8 +15,8 @@ import numpy as np
 from .. import inputs
 from ..conversation import duplex
 from ..conversation.duplex import DuplexSampling
+from ..conversation.frame import Frame
 from ..conversation.prompt import Columns, begin, grown, known, prefill
-from ..conversation.session import Frame
 from ..conversation.text import TextDecoder
 from ..errors import InputError
 from ..inputs import Number, Whole

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 
 class MoshiModel(Methods, Helium):
-    """`Helium` with Hugging Face's forward pass over whole sequences."""
+    """`Helium` with Hugging Face's forward pass over whole sequences.
+
+    >>> helium = moshi_mlx.load("miniature", dtype="float32").decoder.model
+    >>> helium(mx.array([[5, 6, 7]])).last_hidden_state.shape  # [B, T, hidden]
+    (1, 3, 256)
+    """
 
     config: MoshiConfig
 
@@ -148,7 +153,12 @@ def _unpacked_weights(weights: mx.array, packed: Packing | None) -> mx.array:
 
 
 class MoshiForCausalLM(Methods, LanguageModel):
-    """Helium with its text head; `.tokenizer` where one was loaded. Of text alone: `generate`, and Helium-1."""
+    """Helium with its text head; `.tokenizer` where one was loaded. Of text alone: `generate`, and Helium-1.
+
+    >>> decoder = moshi_mlx.load("miniature", dtype="float32").decoder
+    >>> decoder(mx.array([[5, 6, 7]])).logits.shape  # [B, T, vocab]
+    (1, 3, 288)
+    """
 
     helium_class = MoshiModel
     model: MoshiModel

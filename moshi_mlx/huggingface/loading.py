@@ -31,6 +31,10 @@ def load(
     A model of Moshi's vocabulary that comes without a tokenizer gets Kyutai's; where that cannot be had, or for
     another vocabulary, there is no text, and a warning says so.
     Raises CheckpointError or ConfigError, naming file and tensor or key.
+
+    >>> model = moshi_mlx.load("miniature", dtype="float32")
+    >>> model.config.num_codebooks, model.audio_encoder.config.sampling_rate
+    (8, 24000)
     """
     dtype = check_dtype(torch_dtype if dtype is None else dtype)
     checkpoint = open_checkpoint(local_folder(path_or_hub_id, revision))

@@ -28,6 +28,13 @@ class MimiModel(Methods, Mimi):
     """The codec. Sound is float [B, T] in [-1, 1] at `config.sampling_rate`; codes are int32 [B, codebooks, frames].
 
     Weights are random (`initializer_range`, `seed`) until some are loaded.
+
+    >>> codec = moshi_mlx.MimiModel.from_pretrained("miniature")
+    >>> codes = codec.encode(mx.zeros((1, 24000)), num_quantizers=8).audio_codes
+    >>> codes.shape  # a second, padded to 13 frames of 1920 samples
+    (1, 8, 13)
+    >>> codec.decode(codes).audio_values.shape
+    (1, 1, 24960)
     """
 
     config: MimiConfig

@@ -11,8 +11,9 @@ from .. import inputs
 from ..conversation import prompt as prompts
 from ..conversation.asynchronous import WAITING, AsyncConversation
 from ..conversation.batch import Batch
+from ..conversation.frame import SessionSettings
 from ..conversation.prompt import Prefilled, one_row
-from ..conversation.session import Session, SessionSettings
+from ..conversation.session import Session
 from ..errors import InputError
 from ..inputs import spelled_out
 from ..models import config as plain
@@ -37,6 +38,17 @@ class MoshiForConditionalGeneration(Methods, Moshi):
     Weights are random (`initializer_range`, `seed`) until some are loaded; the codec's take no part in training
     (`audio_encoder.unfreeze()` lets them). `sampling_defaults` are the settings that the checkpoint asks for;
     `session` and `generate` use them for what they are not given.
+
+    `session` talks frame by frame: 80 ms, 1920 samples at 24000 Hz. A call takes whole sequences, int [B, T] of text
+    and int [B, codebooks, T] of sound; `generate` goes on from them.
+
+    >>> model = moshi_mlx.load("miniature", dtype="float32")
+    >>> out = model(input_ids=mx.array([[5, 6]]), user_audio_codes=mx.zeros((1, 8, 2), mx.int32),
+    ...             moshi_audio_codes=mx.zeros((1, 8, 2), mx.int32))
+    >>> out.logits.shape  # of the text, [B, T, vocab]
+    (1, 2, 288)
+    >>> model.session(seed=0).step(np.zeros(1920, np.float32)).pcm.shape
+    (1920,)
     """
 
     decoder_class, depth_class, codec_class = MoshiForCausalLM, MoshiDepthDecoder, MimiModel

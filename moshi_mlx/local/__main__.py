@@ -43,9 +43,9 @@ def _list_devices() -> int:
     return 0
 
 
+@streams.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status, which --help describes."""
-    streams.open_missing()
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
@@ -63,7 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return STATUS
     finally:
         sys.setswitchinterval(before)
-        streams.settle()
 
 
 if __name__ == "__main__":

@@ -57,7 +57,16 @@ def _fields_of(config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class MimiConfig(_Config):
-    """The codec (Moshi paper, section 3.3). `upsampling_ratios` are in decoder order, as in every published file."""
+    """The codec (Moshi paper, section 3.3). `upsampling_ratios` are in decoder order, as in every published file.
+
+    Sound at `sampling_rate` Hz becomes `frame_rate` frames a second of `num_quantizers` codes below `codebook_size`,
+    the first `num_semantic_quantizers` of them semantic. `hidden_size`, `num_hidden_layers`, `num_attention_heads` and
+    `sliding_window` (positions, `positions_per_frame` of them a frame) are of its transformers.
+
+    >>> config = moshi_mlx.MimiConfig()
+    >>> config.sampling_rate, config.frame_rate, config.frame_size, config.num_quantizers, config.codebook_size
+    (24000, 12.5, 1920, 32, 2048)
+    """
 
     sampling_rate: int = 24000
     frame_rate: float = 12.5
@@ -130,6 +139,10 @@ class MoshiDepthConfig(_Config):
     `weights_per_step_schedule[step]` says which set of weights a step uses, where steps share them.
     `low_rank_embeddings` is the width of the embedding tables before their projection to `hidden_size`.
     `use_cache` says whether a forward pass returns its keys and values by default.
+
+    >>> config = moshi_mlx.MoshiDepthConfig()
+    >>> config.num_codebooks, config.hidden_size, config.num_hidden_layers
+    (8, 1024, 6)
     """
 
     vocab_size: int = 32000
@@ -195,6 +208,12 @@ class MoshiConfig(_Config):
     `num_codebooks` streams are generated; `audio_delays` has one delay, in frames, for every audio stream that the
     model reads: Moshi's own codebooks first, then the user's (default: 0, then 1, on both sides). With no delays at
     all it is a model of text alone. Both sub-configs may be given as dicts of fields.
+
+    >>> config = moshi_mlx.MoshiConfig()  # Moshi 7B
+    >>> config.hidden_size, config.num_hidden_layers, config.sliding_window  # the context: 3000 frames, 4 minutes
+    (4096, 32, 3000)
+    >>> config.vocab_size, config.num_codebooks, config.audio_delays[:8]
+    (32000, 8, (0, 1, 1, 1, 1, 1, 1, 1))
     """
 
     vocab_size: int = 32000

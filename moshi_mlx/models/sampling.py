@@ -31,7 +31,15 @@ class StreamSettings(TypedDict, total=False):
 
 
 class SamplingSettings(StreamSettings, total=False):
-    """How a conversation is drawn: its sound, and with `text_` before the names its text."""
+    """How a conversation is drawn: its sound, and with `text_` before the names its text. See `Sampling`.
+
+    Of the sound: `temperature`, `top_k`, `top_p`, `min_p`; of the text: `text_temperature`, `text_top_k`, `text_top_p`,
+    `text_min_p`. None is as if not given.
+
+    >>> settings: moshi_mlx.SamplingSettings = {"temperature": 0.8, "text_top_k": 25}
+    >>> model = moshi_mlx.load("miniature", dtype="float32")
+    >>> talk = model.session(seed=0, **settings)
+    """
 
     text_temperature: Number | None
     text_top_k: Whole | None
@@ -67,6 +75,11 @@ class Sampling:
 
     temperature and top_k from 0, top_p over 0 and at most 1, min_p from 0 to 1, all within float32's range. Raises
     InputError, naming the setting.
+
+    >>> moshi_mlx.Sampling(temperature=0.8, top_k=250)
+    Sampling(temperature=0.8, top_k=250, top_p=1.0, min_p=0.0)
+    >>> moshi_mlx.Sampling(temperature=0).greedy
+    True
     """
 
     temperature: float = 1.0

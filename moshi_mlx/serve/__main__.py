@@ -17,6 +17,7 @@ from typing import Any
 
 from ..conversation.batch import Batch
 from ..errors import ConfigError, InputError, MoshiError
+from ..terminal import streams
 from ..terminal.version import VERSION, install
 from . import options
 
@@ -128,13 +129,14 @@ def run(arguments: argparse.Namespace, program: str, opened: Callable[[str], Non
             raise InputError(f"{error.name} is not installed: {install('serve')}") from None
         asyncio.run(serve(arguments, opened))
     except MoshiError as error:
-        print(f"{program}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        streams.say(f"{program}: error: {' '.join(str(error).splitlines())}")
         return 2
     except KeyboardInterrupt:
         return STATUS_NOW
     return 0
 
 
+@streams.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status, which --help describes."""
     return run(options.parse(argv), options.PROGRAM)

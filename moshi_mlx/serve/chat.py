@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soxr
 
-from ..conversation.session import Frame
+from ..conversation.frame import Frame
 from .protocols import kyutai, opus
 from .protocols.kyutai import Control, Kind
 from .talk import End, Talk

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from ..conversation.batch import Batch, Row
-from ..conversation.session import Frame
+from ..conversation.frame import Frame
 from ..models.sampling import SamplingSettings
 from .inbox import Inbox
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..conversation.session import Frame
+from ..conversation.frame import Frame
 from ..errors import InputError
 from .chat import to_pcm16
 from .protocols import realtime

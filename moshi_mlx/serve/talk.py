@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from ..conversation.session import Frame
+from ..conversation.frame import Frame
 from ..errors import InputError
 from ..models.sampling import SamplingSettings
 from .doors import Closed, Place

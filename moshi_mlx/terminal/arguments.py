@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from ..errors import ConfigError
 from .settings import defaults
+from .streams import tell
 from .version import VERSION, install
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -47,14 +48,15 @@ class Parser(argparse.ArgumentParser):
 
     def _given(self, arguments: list[str]) -> set[str]:
         """The names of the flags that are among the arguments."""
-        usual = [(action, action.default) for action in self._actions]
+        usual = [(action, action.default, action.required) for action in self._actions]
         try:
             for action in self._actions:
                 action.default = argparse.SUPPRESS
+                action.required = action.required and not action.option_strings  # settings may have it
             return set(vars(super().parse_known_args(arguments)[0]))
         finally:
-            for action, default in usual:
-                action.default = default
+            for action, default, required in usual:
+                action.default, action.required = default, required
 
     @property
     def module(self) -> str:
@@ -83,5 +85,5 @@ class _Completion(argparse.Action):
             parser.error(f"--print-completion needs shtab: {install('completion')}")
         assert isinstance(parser, Parser)
         parser.prog = script_of(parser.module)
-        print(shtab.complete(parser, str(shell)))
+        tell(shtab.complete(parser, str(shell)))
         parser.exit()

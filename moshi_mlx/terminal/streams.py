@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+Main = TypeVar("Main", bound=Callable[..., int])
 
 
 def open_missing() -> None:
@@ -46,6 +49,25 @@ def printable(text: str, encoding: str = "utf-8") -> str:
 def say(line: str) -> None:
     """A line to standard error."""
     write_err(line + "\n")
+
+
+def tell(line: str) -> None:
+    """A line to standard output."""
+    write_out(line + "\n")
+
+
+def command(main: Main) -> Main:
+    """Makes the `main` of a command one whose standard streams may be in any state, from its first line to its end."""
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        open_missing()
+        try:
+            return main(argv)
+        finally:
+            settle()
+
+    return cast(Main, run)
 
 
 def settle() -> None:

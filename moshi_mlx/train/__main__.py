@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from ..errors import AudioError, InputError, MoshiError
+from ..terminal import streams
 from . import options, recordings
 from .files import claimed, say
 from .options import PROGRAM, Parser
@@ -22,6 +23,7 @@ from .recordings import Conversation
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+@streams.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 at the end, 2 on an error, 130 when Ctrl-C ended it (what is done is saved)."""
     arguments = sys.argv[1:] if argv is None else list(argv)

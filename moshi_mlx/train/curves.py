@@ -14,6 +14,7 @@ from .files import named_errors, say, sync, write
 from .loss import KINDS
 
 CSV_NAME, PNG_NAME = "losses.csv", "losses.png"
+SMOOTHED = 20  # iterations of the moving average
 WIDE = 50.0  # losses that span more are drawn on a logarithmic axis
 
 
@@ -76,16 +77,24 @@ def _read(path: Path) -> list[Losses]:
     return rows
 
 
+def moving_average(values: Sequence[float], count: int = SMOOTHED) -> list[float]:
+    """Of each value and those before it, `count` at most."""
+    return [sum(values[max(0, n - count) : n]) / min(n, count) for n in range(1, len(values) + 1)]
+
+
 def _draw(path: Path, rows: Sequence[Losses]) -> None:
     from matplotlib import pyplot
 
     names = ("loss", *KINDS)
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained", sharex=True)
     for name, plot in zip(names, axes.flat, strict=True):
-        for split, style in (("train", {"linewidth": 0.8}), ("valid", {"marker": "o", "markersize": 3})):
+        for split, style in (("train", {"linewidth": 0.6, "alpha": 0.5}), ("valid", {"marker": "o", "markersize": 3})):
             points: list[tuple[int, Any]] = [(row.iteration, getattr(row, name)) for row in rows if row.split == split]
             if points:
                 plot.plot(*zip(*points, strict=True), label=split, **style)
+            if split == "train" and len(points) >= 2 * SMOOTHED:
+                smooth = moving_average([value for _, value in points])
+                plot.plot([n for n, _ in points], smooth, label=f"mean of {SMOOTHED}", color="black", linewidth=1.2)
         low, high = plot.dataLim.intervaly
         if 0 < WIDE * low < high:  # from first weights: what comes after the first fall would be a flat line
             plot.set_yscale("log")

@@ -56,7 +56,8 @@ def test_removed_is_gone(cache, capsys):
     assert main(["remove", "kyutai/moshi-tiny"]) == 0
     assert "removed" in lines(capsys)[0]
     assert not (cache / "models--kyutai--moshi-tiny").exists()
-    assert (cache / "models--x--gpt").exists()
+    assert (cache / "models--x--gpt").exists()  # whose commit has the same name
+    assert (cache / "models--somebody--moshi-broken").exists()
     for name, said in (("kyutai/moshi-tiny", "is not in the cache"), ("miniature", "comes with the package")):
         assert main(["remove", name]) == 2
         assert said in capsys.readouterr().err
@@ -87,7 +88,7 @@ def test_the_miniature_by_name_is_taken_wherever_a_model_is(tmp_path, monkeypatc
     assert session.step(np.zeros(session.frame_size, np.float32)).text == ""
     assert MoshiConfig.from_pretrained("miniature") == model.config
     assert MimiModel.from_pretrained("miniature").config == model.config.audio_encoder_config
-    assert str(MINIATURE_FOLDER) in str(preflight.plan("miniature"))
+    assert str(preflight.plan("miniature")) == "miniature: 11.9 MB from this folder"
     assert inspecting.main(["miniature"]) == 0
     assert cli.main(["--hf-path", "miniature", "--mlx-path", str(tmp_path / "out"), "-d", "--dry-run"]) == 0
     with pytest.raises(CheckpointError):

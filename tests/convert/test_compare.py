@@ -64,17 +64,31 @@ def test_compare(checkpoint, speech, tmp_path, capsys):
     assert cli.main(["--hf-path", str(a), "--mlx-path", str(b), *flags]) == 0
     capsys.readouterr()
     picture = tmp_path / "compare.png"
-    rows = {}
+    rows, verdicts = {}, {}
     for other in (a, b):
         assert cli.main(["compare", str(a), str(other), "--input", str(speech), "--plot", str(picture)]) == 0
         lines = capsys.readouterr().out.splitlines()
         rows[other] = {line[:12].strip(): line[12:].split() for line in lines[1:10]}
         assert "64 positions; weights A" in lines[10]
         assert picture.read_bytes().startswith(b"\x89PNG")
+        verdicts[other] = lines[-1]
     assert list(rows[a]) == ["text", *(f"codebook {n}" for n in range(8))]
     assert all(row[:2] == ["0.00000", "100.0%"] and row[2] == row[3] for row in rows[a].values())
     assert 0 < float(rows[b]["text"][0]) < 0.1
     assert rows[b]["text"][3] != rows[b]["text"][2]
+    assert verdicts[a].startswith("verdict: B says the same as A: 0 nats on average")
+    assert "100.0%" in verdicts[a]
+    assert verdicts[b].startswith("verdict: B is ")
+
+
+def test_a_verdict_is_of_all_streams_and_names_the_worst():
+    streams = [comparing.Stream("text", 0.01, 0.9, 2, 2), comparing.Stream("codebook 0", 0.05, 0.7, 2, 2)]
+    line = comparing.verdict(streams)
+    assert line == (
+        "verdict: B is close to A: 0.03 nats on average, the likeliest token the same in 80.0%; "
+        "farthest in codebook 0 (0.05 nats)"
+    )
+    assert "far from" in comparing.verdict([streams[0]._replace(divergence=2.0)])
 
 
 def test_compare_says_what_is_wrong(checkpoint, speech, tmp_path, capsys, monkeypatch):

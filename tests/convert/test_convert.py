@@ -648,6 +648,18 @@ def test_wrong_usage_is_one_line(capsys):
 # --- what it says ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("flags", "least", "most"),
+    [((), 16, 16), (("-q",), 5, 5.1), (("-q", "--q-bits", "3", "--q-group-size", "32"), 4, 4.1),
+     (("--dtype", "float32", "--to", "huggingface"), 32, 32)],
+)  # fmt: skip
+def test_bits_per_weight(wide, tmp_path, capsys, flags, least, most):
+    """In groups of 32 a scale and a bias of 16 bits make a bit more; norms, which are few, stay as they are."""
+    assert cli.main(["--hf-path", str(wide), "--mlx-path", str(tmp_path / "out"), *flags, "--dry-run"]) == 0
+    found = re.search(r"language model: ([\d.]+) bits per weight", capsys.readouterr().out)
+    assert least <= float(found[1]) <= most
+
+
 def test_dry_run(wide, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["--hf-path", str(wide), "--mlx-path", str(out), "-q", "--dry-run"]) == 0

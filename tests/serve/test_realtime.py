@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moshi_mlx import InputError
-from moshi_mlx.conversation.session import Frame
+from moshi_mlx.conversation.frame import Frame
 from moshi_mlx.serve.protocols import realtime
 from moshi_mlx.serve.protocols.realtime import SILENT_FRAMES, Append, Cancel, Projection, Unsupported, Update
 

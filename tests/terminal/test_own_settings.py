@@ -87,3 +87,55 @@ def test_what_is_wrong_is_one_line(home, capsys, text, said):
     assert error.count("\n") == 1
     assert error.startswith("moshi_mlx.local: error: ")
     assert said in error
+
+
+def read_by(command, arguments):
+    """What a command makes of arguments and a person's settings."""
+    from moshi_mlx.convert import cli
+
+    from moshi_mlx.export.__main__ import parser as of_export
+    from moshi_mlx.local import options as of_local
+    from moshi_mlx.serve import options as of_serve
+
+    if command == "convert":
+        made = cli._parser()
+        return cli._without_idle_settings(made.parse_args(arguments), made)
+    made = {"export": of_export, "serve": of_serve.parser, "local": of_local._parser}[command]()
+    return made.parse_args(arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "key", "value"),
+    [("local", [], "kv-bits", 8), ("serve", [], "port", 9000), ("export", ["a", "b"], "kv-bits", 8),
+     ("convert", ["--model", "a", "-q"], "q-bits", 3)],
+)  # fmt: skip
+def test_the_commands_that_have_a_table(home, monkeypatch, command, given, key, value):
+    write(home, f"[{command}]\n{key} = {value}\n")
+    name = key.replace("-", "_")
+    assert getattr(read_by(command, given), name) == value
+    monkeypatch.setenv(f"MOSHI_MLX_{command.upper()}_{name.upper()}", "8")
+    assert getattr(read_by(command, given), name) == 8
+    write(home, f"[{command}]\nloudness = 3\n")
+    with pytest.raises(SystemExit) as ended:
+        read_by(command, given)
+    assert ended.value.code == 2
+
+
+def test_a_flag_that_must_be_given_may_stand_in_the_file(home):
+    write(home, '[convert]\nmodel = "a"\n')
+    assert read_by("convert", []).hf_path == "a"
+    assert read_by("convert", ["--hf-path", "b"]).hf_path == "b"
+    write(home, "")
+    with pytest.raises(SystemExit):
+        read_by("convert", [])
+
+
+def test_settings_that_mean_nothing_beside_the_flags_are_left_out(home):
+    write(home, '[convert]\nq-bits = 8\nquantize = true\ngeneration = 2\nupload-repo = "me/mine"\n')
+    got = read_by("convert", ["--model", "a", "-d", "--dry-run"])
+    assert (got.quantize, got.dequantize, got.q_bits, got.generation, got.upload_repo) == (False, True, None, 1, None)
+    got = read_by("convert", ["--model", "a"])
+    assert (got.quantize, got.q_bits, got.upload_repo) == (True, 8, "me/mine")
+    write(home, "[convert]\ndequantize = true\n")
+    got = read_by("convert", ["--model", "a", "-q"])
+    assert (got.quantize, got.dequantize) == (True, False)

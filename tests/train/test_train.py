@@ -22,7 +22,7 @@ import moshi_mlx
 from moshi_mlx.checkpoints import adapters, writing
 from moshi_mlx.train import options, saving, weights
 from moshi_mlx.train.__main__ import main
-from moshi_mlx.train.curves import CSV_NAME, PNG_NAME, Curve
+from moshi_mlx.train.curves import CSV_NAME, PNG_NAME, SMOOTHED, Curve, Losses, moving_average
 from moshi_mlx.train.loss import batches, loss
 
 MODEL = GOLDENS / "moshi_tiny"
@@ -31,6 +31,25 @@ NAMES = {  # Kyutai's names of the golden gradients, and ours
     "depformer.layers.1.norm2.alpha": "depth_decoder.slices.0.transformer.layers.1.norm2.weight",
     "depformer_emb.2.weight": "depth_decoder.slices.3.emb.weight",
 }
+
+
+def test_the_moving_average_is_of_the_last_ones():
+    assert moving_average([4.0, 2.0, 6.0, 1.0], 2) == [4.0, 3.0, 4.0, 3.5]
+    assert moving_average([3.0], 20) == [3.0]
+
+
+def test_the_picture_shows_it(tmp_path, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    drawn = {}
+    monkeypatch.setattr(pyplot, "close", lambda figure: drawn.update(
+        {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}))  # fmt: skip
+    rows = [Losses(n, "train", float(n), 1.0, 1.0, 1.0, 0.0) for n in range(1, 2 * SMOOTHED + 1)]
+    curve = Curve(tmp_path)
+    for row in rows:
+        curve.add(row)
+    curve.draw()
+    assert (tmp_path / PNG_NAME).read_bytes().startswith(b"\x89PNG")
+    assert drawn[f"mean of {SMOOTHED}"] == moving_average([row.loss for row in rows])
 
 
 @pytest.mark.parametrize("case", ["tiny", "schedule"])

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...conversation.session import Frame
+from ...conversation.frame import Frame
 from ...errors import InputError
 from ...models.sampling import MOSHI, Sampling, SamplingSettings
 
