@@ -26,8 +26,9 @@ from moshi_mlx.machine import chips
 from moshi_mlx.terminal.arguments import Parser
 from moshi_mlx.terminal.version import install
 
-from . import cases, measure, peers, roofline
+from . import cases, measure, peers
 from .cases import Spec
+from .paper import roofline
 
 PROGRAM = "bench"
 EPILOG = """\

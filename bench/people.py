@@ -27,7 +27,8 @@ from moshi_mlx.machine.chips import Chip
 from moshi_mlx.models.state import flatten
 from moshi_mlx.terminal.arguments import Parser
 
-from . import cases, dispatches, measure, roofline
+from . import cases, measure
+from .paper import dispatches, roofline
 
 PAPER_SECONDS, LIKELY_SECONDS, LIKELY_SHARE = 0.072, 0.074, 0.8
 # (rows, what a product of 4-bit weights with so many rows costs of one with a single row)

@@ -13,8 +13,9 @@ import pytest
 
 import moshi_mlx
 from bench import __main__ as cli
-from bench import cases, floor, growth, measure, peers, plots, random_checkpoint, roofline
+from bench import cases, floor, growth, measure, peers, plots, random_checkpoint
 from bench.cases import Spec, Work
+from bench.paper import roofline
 from moshi_mlx import MoshiConfig
 from moshi_mlx.machine import chips
 from moshi_mlx.models.layers.linear import Linear

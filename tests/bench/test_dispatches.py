@@ -3,8 +3,9 @@
 import mlx.core as mx
 import pytest
 
-from bench import cases, dispatches
-from bench.dispatches import counted, weightless
+from bench import cases
+from bench.paper import dispatches
+from bench.paper.dispatches import counted, weightless
 from moshi_mlx.models.state import flatten
 
 LIMITS = {"encode": 193, "language": 448, "depth": 631, "decode": 170, "frame": 1442}  # of Moshi 7B in 4 bits

@@ -5,7 +5,7 @@ import re
 import pytest
 from helpers import ROOT
 
-from bench.roofline import weightless
+from bench.paper.roofline import weightless
 from moshi_mlx.machine import chips, preflight
 from moshi_mlx.models.config import PRESETS
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from bench.roofline import weightless
+from bench.paper.roofline import weightless
 from moshi_mlx import InputError
 from moshi_mlx.machine import advice, chips, preflight
 from moshi_mlx.models.config import PRESETS

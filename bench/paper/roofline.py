@@ -20,7 +20,8 @@ from moshi_mlx.machine import chips
 from moshi_mlx.machine.chips import FRAME_MS, Chip
 from moshi_mlx.models.state import flatten
 
-from . import cases, dispatches, measure
+from .. import cases, measure
+from . import dispatches
 from .dispatches import weightless, weightless_tree
 
 # What one more small kernel costs on a GPU of Apple's that runs them one after the other: 832 of them took 4.30 ms on
@@ -141,7 +142,7 @@ def report(
     return "\n\n".join((
         f"One duplex frame of {size}, context {context}, counted on its graph. Computed, not measured: no Mac was run.",
         measure.table(headers, frames),
-        f"Kernels of {weights_name(least)} by part and kind, on Metal's terms (see bench/dispatches.py):",
+        f"Kernels of {weights_name(least)} by part and kind, on Metal's terms (see bench/paper/dispatches.py):",
         dispatches.report(launched),
         measure.table(HEADERS, [cells(row) for row in found]),
         f"frame ms = greater of memory and compute + kernels at {kernel_us:g} us each (an assumption). 'barely': less "

@@ -25,9 +25,9 @@ from moshi_mlx.checkpoints.layouts import kyutai_mlx
 from moshi_mlx.conversation import duplex
 from moshi_mlx.models.state import State, flatten, unflatten
 
-from . import cases, measure
+from .. import cases, measure
+from ..random_checkpoint import language_tensors
 from .cases import SAMPLING, Work
-from .random_checkpoint import language_tensors
 
 # A primitive that stands for one which Metal has and the CPU composes: what it is called in a graph, and the kind.
 STANDS_FOR = {"CumSum": "norm", "CumProd": "rotation", "CumMax": "attention", "CumLogAddExp": "dequantization",

@@ -1,0 +1,1 @@
+"""A frame on paper: what is counted on its graph, and the bounds that follow."""
