@@ -26,8 +26,8 @@ from moshi_mlx.conversation import duplex
 from moshi_mlx.models.state import State, flatten, unflatten
 
 from .. import cases, measure
+from ..cases import SAMPLING, Work
 from ..random_checkpoint import language_tensors
-from .cases import SAMPLING, Work
 
 # A primitive that stands for one which Metal has and the CPU composes: what it is called in a graph, and the kind.
 STANDS_FOR = {"CumSum": "norm", "CumProd": "rotation", "CumMax": "attention", "CumLogAddExp": "dequantization",
