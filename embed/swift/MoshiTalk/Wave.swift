@@ -63,7 +63,7 @@ public struct Wave: Sendable, Equatable {
     for (value, count) in [(16, 4), (1, 2), (1, 2), (sampleRate, 4), (2 * sampleRate, 4), (2, 2), (16, 2)] { append(value, count) }
     data.append(contentsOf: "data".utf8)
     append(2 * samples.count, 4)
-    for sample in samples { append(Int((max(-1, min(1, sample)) * 32767).rounded()), 2) }
+    for sample in samples { append(Int((max(-1, min(1, sample)) * 32767).rounded(.toNearestOrEven)), 2) }
     return data
   }
 }
