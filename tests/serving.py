@@ -31,12 +31,13 @@ class EchoBatch:
 
     def __init__(self, slots):
         self.slots, self.rows, self.steps, self.most = slots, [], 0, 0
+        self.model = None  # which has no personas
 
     @property
     def free(self):
         return self.slots - len(self.rows)
 
-    def join(self, seed=0, **settings):
+    def join(self, seed=0, prompt=None, **settings):
         if not self.free:
             raise InputError("join: all slots are taken")
         row = EchoRow(seed, settings)

@@ -76,4 +76,5 @@ def put(row: State, state: State, place: int) -> None:
         for part, into in zip(row, state, strict=True):
             put(part, into, place)
     else:
-        state[(slice(place, place + 1), *(slice(0, size) for size in row.shape[1:]))] = row.astype(state.dtype)
+        place_of = (slice(place, place + 1), *(slice(0, size) for size in row.shape[1:]))
+        state[place_of] = row.astype(state.dtype)
