@@ -9,7 +9,8 @@ from helpers import GOLDENS, GREEDY, golden
 from personaplex import DELAY_2, SIZES, STUB
 
 import moshi_mlx
-from moshi_mlx import InputError
+from moshi_mlx import InputError, MimiConfig, MoshiConfig, MoshiDepthConfig, MoshiForConditionalGeneration
+from moshi_mlx.conversation import prompt as prompts
 
 VOICE = golden("personaplex")["voice"]
 PERSONA = mx.load(str(GOLDENS / "personaplex.safetensors"), return_metadata=True)[1]["persona"]
@@ -128,3 +129,22 @@ def test_what_cannot_be_is_named_and_takes_no_slot(plex, prompt):
         with pytest.raises(InputError, match=r"^prompt: got"):
             batch.join(prompt=bad)
     assert batch.free == 1
+
+
+@pytest.mark.parametrize("kv_bits", [8, 4])
+def test_a_prompt_in_few_bits(kv_bits):
+    codec = MimiConfig(num_filters=2, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                       codebook_size=32, codebook_dim=8, num_quantizers=8, sliding_window=24)  # fmt: skip
+    depth = MoshiDepthConfig(vocab_size=64, audio_vocab_size=32, hidden_size=32, input_size=64, num_hidden_layers=1,
+                             num_attention_heads=2, ffn_dim=64)  # fmt: skip
+    config = MoshiConfig(vocab_size=64, audio_vocab_size=32, hidden_size=64, num_hidden_layers=2,
+                         num_attention_heads=2, ffn_dim=128, sliding_window=30, audio_encoder_config=codec,
+                         depth_decoder_config=depth)  # fmt: skip
+    model = MoshiForConditionalGeneration(config)
+    columns = np.random.default_rng(0).integers(0, 32, (1, 17, 9))
+    prompt = prompts.prefill(model, prompts.Columns(columns, np.array([9])))
+    batch = model.batch(2, kv_bits=kv_bits)
+    batch.step({batch.join(): sound(0, 1)[0]})
+    row = batch.join(seed=1, prompt=prompt, **GREEDY)
+    frames = [batch.step({row: frame})[row] for frame in sound(1, 8)]
+    check_equal(frames, alone(model, sound(1, 8), seed=1, prompt=prompt, kv_bits=kv_bits, **GREEDY))

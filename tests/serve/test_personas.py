@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import shutil
-from types import SimpleNamespace
 from urllib.parse import quote
 
 import aiohttp
@@ -12,11 +11,11 @@ import numpy as np
 import personaplex
 import pytest
 from helpers import GOLDENS
-from serving import SIZE, EchoBatch, connect, open_house, run, until, visit
+from serving import SIZE, EchoBatch, Stub, connect, open_house, run, until, visit
 from serving_time import Person, Scene
 
 import moshi_mlx
-from moshi_mlx import CheckpointError, InputError
+from moshi_mlx import InputError
 from moshi_mlx.serve import personas
 from moshi_mlx.serve.personas import Persona, Prompts
 
@@ -138,20 +137,6 @@ def test_what_may_be_asked():
         personas.check(Persona.of("NATF2", ""), [])
     with pytest.raises(InputError, match=r"^persona|^text: got 20001 characters"):
         personas.check(Persona.of("", "x" * 20_001), ["NATF2"])
-
-
-class Stub:
-    """A model whose prompts are as long as the role."""
-
-    def __init__(self, context=100, names=("NATF2",)):
-        self.config, self.made = SimpleNamespace(sliding_window=context), []
-        self.voices = SimpleNamespace(names=lambda: list(names), read=lambda name: name)
-
-    def prompt(self, voice=None, persona=None):
-        if voice == "BROKEN":
-            raise CheckpointError("/home/me/voices/BROKEN.pt: not a voice")
-        self.made.append((voice, persona))
-        return SimpleNamespace(length=len(persona or ""))
 
 
 def test_prompts_are_kept_and_bounded():
