@@ -60,7 +60,7 @@ class RealtimeTalk(Talk):
             return
         self._early.append(sound)
         if sum(map(len, self._early)) > self.limit * realtime.RATE:
-            raise InputError(f"audio: got more than {self.limit:g} s before there was a slot")
+            raise InputError(f"audio: got more than {self.limit:g} s ahead of time, before the conversation began")
         self._first_sound.set()
 
     async def _update(self, asked: realtime.Update) -> None:
