@@ -5,11 +5,12 @@ import contextlib
 import io
 import itertools
 import logging
+from types import SimpleNamespace
 
 import aiohttp
 import numpy as np
 
-from moshi_mlx import InputError
+from moshi_mlx import CheckpointError, InputError
 from moshi_mlx.conversation.frame import Frame
 from moshi_mlx.serve.app import Listener
 from moshi_mlx.serve.guard import Guard
@@ -19,9 +20,23 @@ from moshi_mlx.serve.protocols.opus import Reader, Writer
 SIZE = 1920
 
 
+class Stub:
+    """A model whose prompts are as long as the role."""
+
+    def __init__(self, context=100, names=("NATF2",)):
+        self.config, self.made = SimpleNamespace(sliding_window=context), []
+        self.voices = SimpleNamespace(names=lambda: list(names), read=lambda name: name)
+
+    def prompt(self, voice=None, persona=None):
+        if voice == "BROKEN":
+            raise CheckpointError("/home/me/voices/BROKEN.pt: not a voice")
+        self.made.append((voice, persona))
+        return SimpleNamespace(length=len(persona or ""))
+
+
 class EchoRow:
-    def __init__(self, seed, settings):
-        self.seed, self.settings, self.positions = seed, settings, 0
+    def __init__(self, seed, settings, prompt):
+        self.seed, self.settings, self.prompt, self.positions = seed, settings, prompt, 0
 
 
 class EchoBatch:
@@ -31,15 +46,16 @@ class EchoBatch:
 
     def __init__(self, slots):
         self.slots, self.rows, self.steps, self.most = slots, [], 0, 0
+        self.model = None  # which has no personas
 
     @property
     def free(self):
         return self.slots - len(self.rows)
 
-    def join(self, seed=0, **settings):
+    def join(self, seed=0, prompt=None, **settings):
         if not self.free:
             raise InputError("join: all slots are taken")
-        row = EchoRow(seed, settings)
+        row = EchoRow(seed, settings, prompt)
         self.rows.append(row)
         self.most = max(self.most, len(self.rows))
         return row

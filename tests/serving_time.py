@@ -7,12 +7,13 @@ from serving import SIZE, EchoBatch
 
 from moshi_mlx.serve.engine import TICK, Engine
 from moshi_mlx.serve.inbox import Inbox
+from moshi_mlx.serve.personas import Persona
 
 
 class Person:
     def __init__(self, seed=0):
         self.inbox = Inbox(SIZE, 24_000, 2.0, now=itertools.count().__next__)
-        self.seed, self.settings, self.paused = seed, {}, False
+        self.seed, self.settings, self.persona, self.paused = seed, {}, Persona(), False
 
     def say(self, frames=1, value=0.5):
         self.inbox.push(np.full(frames * SIZE, value, np.float32))

@@ -17,8 +17,10 @@ from ..models.sampling import RowSampling, SamplingSettings
 from ..models.state import State, flatten, where
 from ..terminal.progress import steps
 from . import duplex, rows
+from . import prompt as prompts
 from .duplex import DuplexSampling
 from .frame import Frame
+from .prompt import Prefilled
 from .session import bound_memory, capacities, checked_context
 from .speech import SpeechDetector
 from .text import TextDecoder
@@ -45,8 +47,9 @@ class Row:
     ) -> None:
         self._place, self._seed, self.sampling, self._text_of, self._speech = place, seed, sampling, text_of, speech
         self._pending_text = ""
+        self._known: list[np.ndarray] = []  # what a prompt says of the next frames' codes: see `prompt.known`
         self.positions = 0
-        """Frames so far, the priming one included: 0 until it is primed."""
+        """Frames so far, the priming one or the prompt's included: 0 until it is primed."""
         self.nonfinite_samples = 0
         """NaN and infinite samples that were replaced by silence so far."""
 
@@ -97,8 +100,11 @@ class Batch:
         )
         self.context = checked_context(context, model.config.sliding_window)
         """The most frames that a row remembers."""
-        self._model, self._kv_bits = model, kv_bits
+        self.model = model
+        """Who speaks in all of them."""
+        self._kv_bits = kv_bits
         self._capacities = capacities(self.context, model.config.head_width, kv_bits)
+        self._longest = max(duplex.delays_of(model.config)[0])  # delay of Moshi's own codebooks
         self._rows: dict[int, Row] = {}
         self._turns = inputs.Turns()
         self._unfit: set[int] = set()  # places whose rings hold infinities
@@ -121,26 +127,50 @@ class Batch:
         return self.slots - len(self._rows)
 
     @spelled_out(SamplingSettings)
-    def join(self, seed: int = 0, **settings: Unpack[SamplingSettings]) -> Row:
+    def join(self, seed: int = 0, *, prompt: Prefilled | None = None, **settings: Unpack[SamplingSettings]) -> Row:
         """A new conversation, drawn as a session of that seed and those settings is (see `Session`).
 
         The next step primes it, in passing; given sound in that very step, it is primed by one step more before.
-        A top_k of 0 or above 512 compiles another step, which takes a moment. Raises InputError where there is no free
-        slot and for a setting out of range, TypeError for one that does not exist.
+        A top_k of 0 or above 512 compiles another step, which takes a moment.
+
+        `prompt`, what `model.prompt` returned, comes before the conversation, and may be given to any number of them.
+        Its price is paid here: the prompt's keys and values are written into this row's part of the rings, in place,
+        and the first token is drawn. The rings of the others are neither copied nor changed, unless the prompt is
+        longer than any conversation here and all rings grow, as they do with a conversation that gets so old.
+
+        Raises InputError where there is no free slot, for a prompt longer than the context and for a setting out of
+        range, TypeError for one that does not exist.
         """
         sampling = self._sampling(settings)
         seed = inputs.seed(seed)
+        prompt = None if prompt is None else prompts.checked(prompt, self.context)
         if not self.free:
             raise InputError(f"join: all {self.slots} slots are taken; let one leave first, or make a larger batch")
         if not self._rows:
             self._begin()
         place = min(set(range(self.slots)) - set(self._rows))
-        text_of = TextDecoder(self._model.tokenizer, self._model.config.silent_text_tokens)
+        text_of = TextDecoder(self.model.tokenizer, self.model.config.silent_text_tokens)
         speech = SpeechDetector(self.frame_size / self.sample_rate)
         row = self._rows[place] = Row(place, seed, sampling, text_of, speech)
         if place in self._unfit:
             self._clear(place)
+        if prompt is not None:
+            self._go_on(row, prompt)
         return row
+
+    def _go_on(self, row: Row, prompt: Prefilled) -> None:
+        """A row whose positions so far are a prompt's: its part of the state, written in place."""
+        while self._capacity <= prompt.length and self._capacity < self.context:
+            self._grow()
+        prompt = prompts.in_bits(prompts.trimmed(prompt), self._kv_bits)
+        codec = self.model.audio_encoder
+        codecs = {"encoder": codec.init_encoder_state(1), "decoder": codec.init_decoder_state(1)}
+        state = prompts.begin(self.model, prompt, [row._seed], row.sampling)
+        rows.put({**state, **codecs}, self._state, row._place)
+        mx.eval(self._state, state["text"])
+        row.positions = prompt.length
+        row._pending_text = row._text_of(int(np.array(state["text"])[0]))
+        row._known = [np.array(prompts.known(self.model, prompt, step)[0])[0] for step in range(1, self._longest)]
 
     def leave(self, row: Row) -> None:
         """Ends a conversation; its slot is free. Raises InputError where the row has left already."""
@@ -153,7 +183,7 @@ class Batch:
         row.sampling = self._sampling(settings)
 
     def _sampling(self, settings: Any) -> DuplexSampling:
-        said: Any = {**self._model.sampling_defaults, **settings}
+        said: Any = {**self.model.sampling_defaults, **settings}
         return DuplexSampling.of(said)
 
     # Steps
@@ -200,13 +230,25 @@ class Batch:
         for row in takes_part:
             hears[row._place], primes[row._place] = row in given, row not in given
             keys[row._place] = divmod(row._seed, 2**32)  # as mx.random.key
-        return [mx.array(primes), mx.array(primes), mx.array(hears), mx.array(keys)]
+        parts = [mx.array(primes), mx.array(primes), mx.array(hears), mx.array(keys)]
+        return [*parts, self._known(given)] if self._longest > 1 else parts
+
+    def _known(self, given: Iterable[Row]) -> mx.array:
+        """The codes that prompts say already, -1 where they are to be drawn. Always there, so that the step is one."""
+        known = np.full((self.slots, self.model.config.num_codebooks), -1, np.int32)
+        for row in given:
+            if row._known:
+                known[row._place] = row._known[0]
+        return mx.array(known)
 
     def _frames(self, given: Mapping[Row, Any], takes_part: list[Row], reply: list[np.ndarray]) -> dict[Row, Frame]:
         frames = {}
         for row in takes_part:
             row.positions += 1
             token, codes, sound, ready = (part[row._place] for part in reply)
+            if row._known:  # the newest complete column is the prompt's still: Moshi's sound begins after it
+                del row._known[0]
+                ready = False
             text, row._pending_text = row._pending_text + row._text_of(int(token)), ""
             if row not in given:  # priming samples a text token before there is a frame to hand it out with
                 row._pending_text = text
@@ -226,7 +268,7 @@ class Batch:
     def _compiled(self, text_most: int, audio_most: int) -> Any:
         """The step for cuts among so many tokens."""
         if (text_most, audio_most) not in self._steps:
-            model = self._model
+            model = self.model
 
             def step(sound: mx.array, state: State, parts: list[mx.array], text: mx.array, audio: mx.array) -> Any:
                 sampling = DuplexSampling(RowSampling(text, text_most), RowSampling(audio, audio_most))
@@ -241,7 +283,7 @@ class Batch:
         """Nobody is there: the first caches again."""
         self._capacity = self._capacities[0]
         self._state = None  # freed before its successor is made
-        self._state = duplex.init_state(self._model, [0] * self.slots, self._capacity, self._kv_bits)
+        self._state = duplex.init_state(self.model, [0] * self.slots, self._capacity, self._kv_bits)
         self._unfit.clear()
 
     def _grow(self) -> None:

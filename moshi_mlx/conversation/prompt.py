@@ -140,6 +140,22 @@ def one_row(prompt: Prefilled) -> Prefilled:
     return prompt
 
 
+def checked(prompt: Any, context: int) -> Prefilled:
+    """The prompt of one conversation that remembers `context` frames. Raises InputError."""
+    length = one_row(prompt).length
+    if length > context:
+        raise InputError(f"prompt: has {length} frames, but the context is {context}; shorten it")
+    return prompt
+
+
+def trimmed(prompt: Prefilled) -> Prefilled:
+    """With no more cache slots than positions."""
+    layers = [
+        {name: ring[:, :, : prompt.length] for name, ring in cache.items()} for cache in prompt.temporal["layers"]
+    ]
+    return prompt._replace(temporal={**prompt.temporal, "layers": layers})
+
+
 def repeated(prompt: Prefilled, count: int) -> Prefilled:
     """With every row so many times."""
     if count == 1:

@@ -25,6 +25,7 @@ class Parts(NamedTuple):
     primes: mx.array  # bool, takes position 0, which sees initial tokens alone
     hears: mx.array  # bool, takes its frame of sound
     keys: mx.array  # uint32 [B, 2], the random keys of the rows that begin
+    known: mx.array | None = None  # int [B, num_codebooks], codes that a row's prompt says, -1 where there are none
 
 
 def step(
@@ -39,11 +40,13 @@ def step(
     codes = mx.where(parts.hears[:, None], codes[..., 0], 0)
     text, heard = duplex.hear_codes(model, codes, before, sampling)
     finite = mx.isfinite(heard["hidden"]).all(axis=-1)
-    reply, after = duplex.speak(model, text, heard, sampling)
+    reply, after = duplex.speak(model, text, heard, sampling, parts.known)
     finite &= mx.isfinite(reply.sound).all(axis=-1)
+    decoder = after["decoder"]
+    if parts.known is not None:  # where the prompt says anything, the column is the prompt's, and is not spoken
+        decoder = keep_paused((parts.known < 0).all(axis=-1), decoder, _zeros(decoder))
     codec = {
-        name: keep_paused(parts.hears, now, before[name])
-        for name, now in (("encoder", encoder), ("decoder", after["decoder"]))
+        name: keep_paused(parts.hears, now, before[name]) for name, now in (("encoder", encoder), ("decoder", decoder))
     }
     return reply, finite, {**keep_paused(parts.hears | parts.primes, after, before), **codec}
 
@@ -59,3 +62,19 @@ def _zeros(state: State) -> State:
     if isinstance(state, dict):
         return {name: _zeros(part) for name, part in state.items()}
     return [_zeros(part) for part in state] if isinstance(state, list) else mx.zeros_like(state)
+
+
+def put(row: State, state: State, place: int) -> None:
+    """Write a state of one conversation into row `place` of that of many, in place.
+
+    A ring with fewer slots than there are is put into the first ones. Nothing else of any array is touched.
+    """
+    if isinstance(row, dict):
+        for name, part in row.items():
+            put(part, state[name], place)
+    elif isinstance(row, list):
+        for part, into in zip(row, state, strict=True):
+            put(part, into, place)
+    else:
+        place_of = (slice(place, place + 1), *(slice(0, size) for size in row.shape[1:]))
+        state[place_of] = row.astype(state.dtype)

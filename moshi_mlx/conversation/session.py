@@ -99,7 +99,7 @@ class Session:
             if hook is not None and not callable(hook):
                 raise InputError(f"{name}: got {hook!r}, expected a function")
         self._on_text, self._on_speaking = on_text, on_speaking
-        self._prompt = None if prompt is None else self._checked_prompt(prompt)
+        self._prompt = None if prompt is None else prompts.in_bits(prompts.checked(prompt, self.context), kv_bits)
         self._speech = SpeechDetector(self.frame_size / self.sample_rate)
         self._gate = GreetingGate(self.frame_size / self.sample_rate) if wait_for_greeting else None
         self._turns = Turns()
@@ -163,11 +163,6 @@ class Session:
         self._state = {**state, **codecs}
         mx.eval(self._state)
         return self._state["text"]
-
-    def _checked_prompt(self, prompt: Any) -> Prefilled:
-        if prompts.one_row(prompt).length > self.context:
-            raise InputError(f"prompt: has {prompt.length} frames, but the context is {self.context}; shorten it")
-        return prompts.in_bits(prompt, self._kv_bits)
 
     def _build_kernels(self, progress: bool) -> None:
         """Take a frame with every ring that the conversation will have, and begin anew.

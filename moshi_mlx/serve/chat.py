@@ -44,10 +44,12 @@ class OpusBothWays:
 
 class Chat(Talk):
     protocol = "kyutai"
+    persona_names = ("voice_prompt", "text_prompt")
 
     def __init__(self, house: House, ask: kyutai.Ask) -> None:
         super().__init__(house)
         self.ask, self.seed, self.settings, self.max_frames = ask, ask.seed, ask.settings, ask.max_frames
+        self.persona = ask.persona
         self._greeted = False
         self._coder: Any = Pcm(ask.pcm_rate, house.sample_rate) if ask.pcm_rate else OpusBothWays(house.sample_rate)
 

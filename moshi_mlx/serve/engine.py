@@ -14,8 +14,10 @@ from typing import Any, NamedTuple, Protocol
 
 from ..conversation.batch import Batch, Row
 from ..conversation.frame import Frame
+from ..errors import InputError
 from ..models.sampling import SamplingSettings
 from .inbox import Inbox
+from .personas import Persona, Prompts
 
 TICK = 0.08  # seconds
 # After a newcomer's frame is complete and before the tick that the clock starts with: what a network may be late.
@@ -34,14 +36,17 @@ class Person(Protocol):
     @property
     def settings(self) -> SamplingSettings: ...
     @property
+    def persona(self) -> Persona: ...
+    @property
     def paused(self) -> bool: ...
 
 
 class Said(NamedTuple):
-    """What a tick gave a person: a frame, or none where the conversation is now ready to begin."""
+    """What a tick gave a person: a frame, or none where the conversation is now ready to begin, or is `refused`."""
 
     person: Any
     frame: Frame | None
+    refused: str = ""  # why
 
 
 class Clock(Protocol):
@@ -86,6 +91,8 @@ class Engine:
         self.ready = threading.Event()
         """Set when the batch is there, or failed to be."""
         self.batch: Batch | None = None
+        self.voices: list[str] | None = None
+        """The names of voices that people may ask for; None where the model takes no personas."""
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     # From any thread
@@ -128,6 +135,8 @@ class Engine:
     def _run(self) -> None:
         try:
             self.batch = self._make_batch()
+            self._prompts = Prompts(self.batch.model)
+            self.voices = self._prompts.voices
             self.ready.set()
             while self._wait():
                 self.tick()
@@ -159,7 +168,7 @@ class Engine:
         assert batch is not None
         began = self._clock.now()
         late = 0.0 if self._next is None else began - self._next
-        newcomers = self._take_in(batch)
+        newcomers, refused = self._take_in(batch)
         sounds, speakers = {}, {}
         for person, row in self._rows.items():
             frame = None if person in newcomers or person.paused else person.inbox.frame()
@@ -167,25 +176,39 @@ class Engine:
                 sounds[row], speakers[row] = frame, person
         frames = batch.step(sounds)
         said = [Said(speakers[row], frame) for row, frame in frames.items()]
-        said += [Said(person, None) for person in newcomers]
+        said += [Said(person, None) for person in newcomers] + refused
         if said:
             self._timed(self._clock.now() - began, late)
             self._deliver(said)
         self._schedule(bool(sounds))
 
-    def _take_in(self, batch: Batch) -> list[Person]:
-        """Lets those who left go and those who came in: -> the newcomers, to be primed by the next step."""
+    def _take_in(self, batch: Batch) -> tuple[list[Person], list[Said]]:
+        """Lets those who left go and those who came in: -> the newcomers, primed by the next step, and who cannot come.
+
+        A prompt that is new takes a while, and the others wait for it: one in a tick, the next one's turn comes then.
+        """
         with self._changed:
-            coming, going = self._coming, self._going
-            self._coming, self._going = [], []
+            coming, going = self._turns(self._coming), self._going
+            self._coming, self._going = [person for person in self._coming if person not in coming], []
         for person in (*going, *coming):
             row = self._rows.pop(person, None)
             if row is not None:
                 batch.leave(row)
+        refused = []
         for person in coming:
+            try:
+                prompt = self._prompts.of(person.persona)
+                self._rows[person] = batch.join(seed=person.seed, prompt=prompt, **person.settings)
+            except InputError as error:
+                refused.append(Said(person, None, str(error)))
             person.inbox.clear()
-            self._rows[person] = batch.join(seed=person.seed, **person.settings)
-        return coming
+        return [person for person in coming if person in self._rows], refused
+
+    def _turns(self, coming: list[Person]) -> list[Person]:
+        """Who comes in now: all whose prompt is there already, and the first of those who need a new one."""
+        once = list(dict.fromkeys(coming))  # who asks for two restarts within a tick gets one
+        new = [person for person in once if not self._prompts.has(person.persona)]
+        return [person for person in once if person not in new[1:]]
 
     def _schedule(self, spoke: bool) -> None:
         """When the next tick is due."""

@@ -174,12 +174,14 @@ class House:
         doors = self.doors
         status = "draining" if doors.draining else "failed" if self.failure else "ok"
         free = max(0, doors.slots - doors.inside)
+        voices = self.engine.voices
         return {
             "status": status,
             "model": self.model_name,
             "slots": doors.slots,
             "free": free,
             "waiting": doors.waiting,
+            **({} if voices is None else {"voices": voices}),
         }
 
     def metrics(self) -> bytes:

@@ -13,6 +13,7 @@ import numpy as np
 from ..conversation.frame import Frame
 from ..errors import InputError
 from .chat import to_pcm16
+from .personas import Persona
 from .protocols import realtime
 from .talk import End, Talk
 
@@ -26,6 +27,7 @@ class RealtimeTalk(Talk):
     limit = 60.0  # people append whole files
     catch_up = False
     subprotocols = ("realtime",)
+    persona_names = ("voice", "instructions")
 
     def __init__(self, house: House) -> None:
         super().__init__(house)
@@ -58,22 +60,27 @@ class RealtimeTalk(Talk):
             return
         self._early.append(sound)
         if sum(map(len, self._early)) > self.limit * realtime.RATE:
-            raise InputError(f"audio: got more than {self.limit:g} s before there was a slot")
+            raise InputError(f"audio: got more than {self.limit:g} s ahead of time, before the conversation began")
         self._first_sound.set()
 
     async def _update(self, asked: realtime.Update) -> None:
         try:
             settings, seed = realtime.settings_of(asked.session)
+            voice, text = realtime.persona_of(asked.session, self.house.model_name)
+            persona = Persona.of(
+                self.persona.voice if voice is None else voice, self.persona.text if text is None else text
+            )
+            self.check_persona(persona)
         except InputError as error:
             await self._send([self._events.error("invalid_value", str(error), asked.event_id)])
             return
-        if self._first_sound.is_set() and (settings or seed is not None):
-            words = "session.update: temperature and seed hold from the first sound on; connect anew for others"
+        if self._first_sound.is_set() and (settings or seed is not None or persona != self.persona):
+            words = "session.update: voice, instructions, temperature, seed hold from the first sound; connect anew"
             await self._send([self._events.error("unsupported", words, asked.event_id)])
             return
         self.settings |= settings
-        self.seed = self.seed if seed is None else seed
-        await self._send([self._events.updated(settings)])
+        self.seed, self.persona = self.seed if seed is None else seed, persona
+        await self._send([self._events.updated(settings, persona)])
 
     async def begin(self) -> None:
         """The slot is there: the session is announced, and with the first sound the conversation begins."""

@@ -17,6 +17,7 @@ from ..models.sampling import SamplingSettings
 from .doors import Closed, Place
 from .engine import Said
 from .inbox import Inbox
+from .personas import Persona, check
 
 if TYPE_CHECKING:
     from .house import House
@@ -37,19 +38,21 @@ class End(Exception):
 
 
 class Talk(ABC):
-    """Made and used on the event loop; the engine reads `inbox`, `seed`, `settings` and `paused` on its thread."""
+    """Made and used on the event loop; the engine reads `inbox`, `seed`, `settings`, `persona`, `paused` there."""
 
     protocol = ""
     max_message = 64 * 1024
     limit = 2.0  # seconds of sound ahead of time
     catch_up = True
     subprotocols: tuple[str, ...] = ()
+    persona_names = ("voice", "persona")  # in the protocol
 
     def __init__(self, house: House) -> None:
         self.house = house
         self.inbox = Inbox(house.frame_size, house.sample_rate, self.limit, self.catch_up)
         self.seed = 0
         self.settings: SamplingSettings = {}
+        self.persona = Persona()
         self.paused = False
         self.max_frames: int | None = None
         self.frames = 0
@@ -145,7 +148,15 @@ class Talk(ABC):
             elif message.type == WSMsgType.ERROR:
                 raise End("protocol", str(self.ws.exception() or "broken message"), WSCloseCode.PROTOCOL_ERROR)
 
+    def check_persona(self, persona: Persona) -> None:
+        """Raises InputError where the model cannot be asked for it, before anybody waits for it."""
+        check(persona, self.house.engine.voices, self.persona_names)
+
     async def _write(self, place: Place) -> None:
+        try:
+            self.check_persona(self.persona)
+        except InputError as error:
+            raise End("persona", str(error), WSCloseCode.POLICY_VIOLATION) from None
         await place.turn()
         await self.begin()
         await self.greet()
@@ -174,6 +185,9 @@ class Talk(ABC):
 
     def deliver(self, said: Said, made: float) -> None:
         """What a tick gave."""
+        if said.refused:
+            self.end(End("persona", said.refused, WSCloseCode.POLICY_VIOLATION))
+            return
         if said.frame is None:
             self._primed.set()
             return

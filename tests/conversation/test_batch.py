@@ -3,12 +3,12 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from batching import addresses, check_equal, rings, sound
 from helpers import GREEDY
 
 import moshi_mlx
 from moshi_mlx import InputError
 from moshi_mlx.conversation.batch import state_bytes
-from moshi_mlx.models.state import RINGS, flatten
 
 KINDS = [
     {},
@@ -24,10 +24,6 @@ def miniature():
     return moshi_mlx.load(MINIATURE, dtype=mx.float32)
 
 
-def sound(seed, frames):
-    return 0.1 * np.random.default_rng(seed).standard_normal((frames, 1920)).astype(np.float32)
-
-
 class Alone:
     """What conversations say when nobody else is there. A session for each kind of settings, begun anew for each."""
 
@@ -41,16 +37,6 @@ class Alone:
         session._seed = seed
         session.reset()
         return [session.step(frame) for frame in frames]
-
-
-def check_equal(frames, alone):
-    assert [frame.text_token for frame in frames] == [frame.text_token for frame in alone]
-    assert "".join(frame.text for frame in frames) == "".join(frame.text for frame in alone)
-    for ours, theirs in zip(frames, alone, strict=True):
-        assert (ours.pcm is None) == (theirs.pcm is None)
-        if ours.pcm is not None:
-            np.testing.assert_array_equal(ours.audio_codes, theirs.audio_codes)
-            np.testing.assert_allclose(ours.pcm, theirs.pcm, atol=1e-5)
 
 
 class Crowd:
@@ -147,18 +133,6 @@ def small_batch(model):
     batch._capacities = [8, 16, 32, 40]
     batch._begin()
     return batch
-
-
-def rings(state):
-    return {name: leaf for name, leaf in flatten(state) if f".{RINGS}." in name}
-
-
-def address(array):
-    return np.array(array, copy=False).__array_interface__["data"][0]
-
-
-def addresses(batch):
-    return {name: address(leaf) for name, leaf in rings(batch._state).items()}
 
 
 @pytest.mark.parametrize("name", ["moshi_tiny", "delay 2"])

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from serving import EchoBatch, open_house
+from serving import EchoBatch, Stub, open_house
 from serving_processes import free_port
 from serving_processes import wait_for as wait_until
 
@@ -225,6 +225,31 @@ def test_buttons_keys_settings_and_the_recording(browser):
         size = page.evaluate("fetch(document.getElementById('file').href).then((r) => r.blob()).then((b) => b.size)")
         assert size > 1000
         assert page.get_attribute("#file", "download") == "moshi.webm"
+
+
+@needs_chromium
+def test_voices_of_the_model_and_a_role_are_chosen_in_the_settings(browser):
+    with served(lambda: EchoBatch(1)) as (_, address):
+        page = browser(address)
+        wait_for(page, "#model", "echo")
+        page.click("summary")
+        assert not page.is_visible("#voice_prompt")
+    batch = EchoBatch(1)
+    batch.model = Stub(names=("NATF2", "VARM4"))
+    with served(lambda: batch) as (_, address):
+        page = browser(address)
+        page.click("summary")
+        page.wait_for_selector("#personas option:nth-child(3)", state="attached")
+        page.select_option("#voice_prompt", "VARM4")
+        page.fill("#text_prompt", "You talk rarely, and mutter.")  # letters that are keys elsewhere
+        page.press("#text_prompt", "t")
+        assert page.inner_text("#talk") == "Talk"
+        check_access(page)
+        page.click("#talk")
+        wait_for(page, "#status", "Talking")
+        assert batch.model.made == [("VARM4", page.input_value("#text_prompt"))]
+        assert page.inner_text("#voice") == "VARM4"
+        page.click("#talk")
 
 
 @needs_chromium

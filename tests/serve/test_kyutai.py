@@ -5,6 +5,7 @@ import json
 import pytest
 
 from moshi_mlx import InputError
+from moshi_mlx.serve.personas import Persona
 from moshi_mlx.serve.protocols import kyutai
 from moshi_mlx.serve.protocols.kyutai import Control, Kind, Message
 
@@ -63,8 +64,10 @@ def test_the_published_pages_query():
 
 
 def test_personaplexes_query_and_none_at_all():
-    ask = kyutai.ask({"voice_prompt": "../../etc/passwd", "text_prompt": "You are kind.", "seed": "-1"})
-    assert (ask.seed, ask.settings) == (2**64 - 1, {})
+    ask = kyutai.ask({"voice_prompt": "NATF2.pt", "text_prompt": " You are kind.", "seed": "-1"})
+    assert (ask.seed, ask.settings, ask.persona) == (2**64 - 1, {}, Persona("NATF2", "You are kind."))
+    for empty in ({"voice_prompt": "", "text_prompt": ""}, {"voice_prompt": ".pt", "text_prompt": " "}, {}):
+        assert kyutai.ask(empty).persona == Persona()
     first, second = kyutai.ask({}), kyutai.ask({"text_topk": "", "seed": ""})
     assert first.settings == second.settings == {}
     assert first.seed != second.seed

@@ -63,7 +63,7 @@ def test_openai_python():
             client = openai.AsyncOpenAI(api_key="none", base_url=f"http://{address}/v1")
             words, sound = "", b""
             async with client, client.realtime.connect(model="moshi") as connection:
-                await connection.session.update(session={"type": "realtime", "instructions": "Be kind.", "seed": 0})
+                await connection.session.update(session={"type": "realtime", "temperature": 0.8, "seed": 0})
 
                 async def say(frame):
                     await connection.input_audio_buffer.append(audio=base64.b64encode(pcm16(frame)).decode())
@@ -138,7 +138,7 @@ def test_livekit():
 
     async def scene():
         async with open_house(miniature) as (_, address), aiohttp.ClientSession() as http:
-            model = RealtimeModel(base_url=f"ws://{address}", http_session=http, seed=0)
+            model = RealtimeModel(base_url=f"ws://{address}", http_session=http, seed=0, voice="", text_prompt="")
             session = model.session()
             words, sound, tasks = [], [], []
 

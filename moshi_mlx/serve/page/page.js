@@ -150,7 +150,8 @@ class Talk {
   }
 
   about(what) {
-    $("model").textContent = $("voice").textContent = what.lm_model_file;
+    $("model").textContent = what.lm_model_file;
+    $("voice").textContent = what.voice_prompt || what.lm_model_file;
     this.seed = what.seed;
     $("seed").placeholder = `by chance (now ${what.seed})`;
   }
@@ -252,7 +253,7 @@ $("restart").onclick = () => {
 };
 $("settings").onsubmit = (event) => event.preventDefault();
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, textarea")) return;
   const button = { t: "talk", m: "mute", r: "restart" }[event.key.toLowerCase()];
   if (button && !$(button).disabled) $(button).click();
 });
@@ -260,4 +261,7 @@ addEventListener("pagehide", stop);
 addEventListener("offline", () => talk && talk.end("The network is gone. Press Talk when it is back."));
 fetch("health").then((answer) => answer.json()).then((health) => {
   $("model").textContent = $("voice").textContent = health.model;
+  if (!health.voices) return;
+  for (const name of health.voices) $("voice_prompt").append(new Option(name));
+  $("personas").hidden = false;
 }).catch(() => {});

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ...errors import InputError
 from ...models.sampling import MOSHI, Sampling, SamplingSettings
+from ..personas import Persona
 
 
 class Kind(enum.IntEnum):
@@ -60,6 +61,7 @@ class Ask(NamedTuple):
     settings: SamplingSettings
     max_frames: int | None  # that the conversation lasts
     pcm_rate: int | None  # sound is 16-bit samples of this rate instead of Opus
+    persona: Persona  # NVIDIA's clients send both of it always, empty where nothing is meant
 
 
 def parse(message: bytes) -> Message | None:
@@ -107,6 +109,7 @@ def metadata(ask: Ask, model: str, version: str) -> bytes:
         "repetition_penalty_context": 64,
         "seed": str(ask.seed),  # more than a number of JavaScript holds
         "lm_model_file": model,
+        "voice_prompt": ask.persona.voice,
         "instance_name": "moshi_mlx",
         "build_info": {**dict.fromkeys(build, ""), "git_describe": version},
     }
@@ -124,7 +127,8 @@ def ask(query: Mapping[str, str]) -> Ask:
             raise InputError(f"{name}: got {settings[ours]}, expected 1 to {TOP_K}")
     sides_of(settings)
     frames = int(_number(query, "max_steps", True)) if query.get("max_steps") else None
-    return Ask(_seed(query), settings, frames, _pcm_rate(query))
+    persona = Persona.of(query.get("voice_prompt"), query.get("text_prompt"))
+    return Ask(_seed(query), settings, frames, _pcm_rate(query), persona)
 
 
 def sides_of(settings: SamplingSettings) -> tuple[Sampling, Sampling]:

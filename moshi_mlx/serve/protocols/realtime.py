@@ -3,7 +3,8 @@
 Moshi hears and speaks all the time. What it says is put into responses, one an utterance: a response opens with the
 first frame that has a word or sound, carries frame after frame, and closes after SILENT_FRAMES without either; between
 two of them nothing is sent, so that what a client has buffered is played out. There is no turn detection, no transcript
-of the person, no instruction and no tool: the session says so, and events that ask for them are answered by name.
+of the person and no tool: the session says so, and events that ask for them are answered by name. Voice and
+instructions are those of a model with personas, before the first sound.
 
 Nothing here knows a socket. Source: the types of openai-python 3.57; what Pipecat and LiveKit need beside them.
 """
@@ -22,6 +23,7 @@ import numpy as np
 from ...conversation.frame import Frame
 from ...errors import InputError
 from ...models.sampling import MOSHI, Sampling, SamplingSettings
+from ..personas import Persona
 
 RATE = 24_000  # Hz, the only one of the protocol
 SILENT_FRAMES = 8
@@ -109,6 +111,22 @@ def settings_of(session: Mapping[str, Any]) -> tuple[SamplingSettings, int | Non
     return settings, seed
 
 
+def persona_of(session: Mapping[str, Any], model: str) -> tuple[str | None, str | None]:
+    """Of session.update: voice and instructions, None where it has none. Raises InputError.
+
+    A voice that is the model's name, as session.created has it, is no wish.
+    """
+    audio = session.get("audio")
+    output = audio.get("output") if isinstance(audio, Mapping) else None
+    voice = output.get("voice") if isinstance(output, Mapping) else None
+    voice = session.get("voice") if voice is None else voice
+    instructions = session.get("instructions")
+    for name, value in (("voice", voice), ("instructions", instructions)):
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"{name}: got {type(value).__name__}, expected text")
+    return "" if voice == model else voice, instructions
+
+
 class Projection:
     """The events of one conversation, in order. `ids` are counted: they mean something in this conversation alone."""
 
@@ -117,6 +135,7 @@ class Projection:
         self._count = itertools.count(1)
         self._conversation = "conv_1"
         self._settings: SamplingSettings = {}
+        self._persona = Persona()
         self._response: str | None = None
         self._item = ""
         self._said: list[str] = []
@@ -128,8 +147,9 @@ class Projection:
     def created(self) -> Event:
         return self._event("session.created", session=self._session())
 
-    def updated(self, settings: SamplingSettings) -> Event:
+    def updated(self, settings: SamplingSettings, persona: Persona | None = None) -> Event:
         self._settings |= settings
+        self._persona = self._persona if persona is None else persona
         return self._event("session.updated", session=self._session())
 
     def error(self, code: str, message: str, event_id: str | None = None) -> Event:
@@ -203,7 +223,7 @@ class Projection:
         return {
             "id": self._response, "object": "realtime.response", "conversation_id": self._conversation,
             "status": status, "status_details": None, "output": output, "output_modalities": ["audio"],
-            "audio": {"output": {"format": {"type": "audio/pcm", "rate": RATE}, "voice": self._model}},
+            "audio": {"output": {"format": {"type": "audio/pcm", "rate": RATE}, "voice": self._voice}},
             "metadata": None, "max_output_tokens": "inf", "usage": self._usage(status),
         }  # fmt: skip
 
@@ -219,16 +239,20 @@ class Projection:
             "output_token_details": {"text_tokens": text, "audio_tokens": self._frames},
         }  # fmt: skip
 
+    @property
+    def _voice(self) -> str:
+        return self._persona.voice or self._model
+
     def _session(self) -> Event:
         """What holds, whatever was asked for."""
         sound = {"type": "audio/pcm", "rate": RATE}
         return {
             "type": "realtime", "object": "realtime.session", "id": "sess_1", "model": self._model,
-            "output_modalities": ["audio"], "instructions": "", "tools": [], "tool_choice": "none",
+            "output_modalities": ["audio"], "instructions": self._persona.text, "tools": [], "tool_choice": "none",
             "max_output_tokens": "inf", "tracing": None, "prompt": None, "include": None,
             "audio": {
                 "input": {"format": sound, "transcription": None, "noise_reduction": None, "turn_detection": None},
-                "output": {"format": sound, "voice": self._model, "speed": 1.0},
+                "output": {"format": sound, "voice": self._voice, "speed": 1.0},
             },
             **self._settings,
         }  # fmt: skip
