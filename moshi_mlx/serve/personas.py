@@ -27,22 +27,21 @@ class Persona(NamedTuple):
         return cls(stem_of((voice or "").strip()), (text or "").strip())
 
 
-def check(asked: Persona, voices: list[str] | None, names: tuple[str, str] = Persona._fields) -> None:
-    """Raises InputError where a model of these voices (None: of no personas at all) cannot be asked for that.
+def heard(asked: Persona, voices: list[str] | None, names: tuple[str, str] = Persona._fields) -> Persona:
+    """What a model of these voices makes of it. Raises InputError for what cannot be had.
 
-    `names` are what the protocol calls a voice and a role.
+    A model of no personas at all (None) leaves it aside: LiveKit's plugin and Pipecat always send some, and want to
+    talk with any Moshi. `names` are what the protocol calls a voice and a role.
     """
-    if not any(asked):
-        return
-    if voices is None:
-        named = " and ".join(name for name, value in zip(names, asked, strict=True) if value)
-        raise InputError(f"{named}: this server's model takes no personas; leave it empty, or ask a PersonaPlex")
+    if voices is None or not any(asked):
+        return Persona()
     if asked.voice and asked.voice not in voices:
         known = f"one of {', '.join(voices)}" if voices else "none, since this model came without voices"
         kind = "a path, expected a name" if {"/", "\\"} & set(asked.voice) else "a name that is unknown, expected it"
         raise InputError(f"{names[0]}: got {asked.voice[:60]!r}, {kind}: {known}")
     if len(asked.text) > MOST_CHARACTERS:
         raise InputError(f"{names[1]}: got {len(asked.text)} characters, expected {MOST_CHARACTERS} at most")
+    return asked
 
 
 class Prompts:
@@ -65,7 +64,7 @@ class Prompts:
         if not any(asked):
             return None
         if asked not in self._kept:
-            check(asked, self.voices)
+            heard(asked, self.voices)
             self._kept[asked] = self._made(asked)
         self._kept.move_to_end(asked)
         most = self._model.config.sliding_window

@@ -70,7 +70,7 @@ class RealtimeTalk(Talk):
             persona = Persona.of(
                 self.persona.voice if voice is None else voice, self.persona.text if text is None else text
             )
-            self.check_persona(persona)
+            persona = self.heard_persona(persona)
         except InputError as error:
             await self._send([self._events.error("invalid_value", str(error), asked.event_id)])
             return

@@ -17,7 +17,7 @@ from ..models.sampling import SamplingSettings
 from .doors import Closed, Place
 from .engine import Said
 from .inbox import Inbox
-from .personas import Persona, check
+from .personas import Persona, heard
 
 if TYPE_CHECKING:
     from .house import House
@@ -148,13 +148,13 @@ class Talk(ABC):
             elif message.type == WSMsgType.ERROR:
                 raise End("protocol", str(self.ws.exception() or "broken message"), WSCloseCode.PROTOCOL_ERROR)
 
-    def check_persona(self, persona: Persona) -> None:
-        """Raises InputError where the model cannot be asked for it, before anybody waits for it."""
-        check(persona, self.house.engine.voices, self.persona_names)
+    def heard_persona(self, persona: Persona) -> Persona:
+        """What the model makes of it. Raises InputError for what cannot be had, before anybody waits for it."""
+        return heard(persona, self.house.engine.voices, self.persona_names)
 
     async def _write(self, place: Place) -> None:
         try:
-            self.check_persona(self.persona)
+            self.persona = self.heard_persona(self.persona)
         except InputError as error:
             raise End("persona", str(error), WSCloseCode.POLICY_VIOLATION) from None
         await place.turn()

@@ -138,7 +138,7 @@ def test_livekit():
 
     async def scene():
         async with open_house(miniature) as (_, address), aiohttp.ClientSession() as http:
-            model = RealtimeModel(base_url=f"ws://{address}", http_session=http, seed=0, voice="", text_prompt="")
+            model = RealtimeModel(base_url=f"ws://{address}", http_session=http, seed=0)
             session = model.session()
             words, sound, tasks = [], [], []
 
