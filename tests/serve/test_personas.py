@@ -270,11 +270,11 @@ def test_the_tasks_end(folder):
     """A refused person leaves no task behind."""
 
     async def scene():
-        async with open_house() as (_, address):
+        async with open_house(batch_of(folder)) as (_, address):
             before = len(asyncio.all_tasks())
             for _ in range(3):
-                async with visit(address, query("NATF2")) as me:
+                async with visit(address, query("NATM9")) as me:
                     await me.until_closed()
             await until(lambda: len(asyncio.all_tasks()) <= before)
 
-    run(scene())
+    run(scene(), 60)
