@@ -3,6 +3,7 @@
 #include <condition_variable>
 #include <deque>
 #include <future>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -32,11 +33,11 @@ class Worker {
       return f();
     }
     if (std::this_thread::get_id() == thread_.get_id()) return f();
-    std::packaged_task<void()> task([&f] { f(); });
-    auto result = task.get_future();
+    auto task = std::make_shared<std::packaged_task<void()>>([&f] { f(); });  // the worker may leave it after us
+    auto result = task->get_future();
     {
       std::lock_guard lock(mutex_);
-      jobs_.push_back(&task);
+      jobs_.push_back(std::move(task));
     }
     changed_.notify_one();
     result.get();
@@ -48,7 +49,7 @@ class Worker {
       std::unique_lock lock(mutex_);
       changed_.wait(lock, [this] { return done_ || !jobs_.empty(); });
       if (jobs_.empty()) return;
-      auto* job = jobs_.front();
+      auto job = std::move(jobs_.front());
       jobs_.pop_front();
       lock.unlock();
       (*job)();
@@ -58,7 +59,7 @@ class Worker {
   std::recursive_mutex turn_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<std::packaged_task<void()>*> jobs_;
+  std::deque<std::shared_ptr<std::packaged_task<void()>>> jobs_;
   bool done_ = false;
   std::thread thread_;
 };
