@@ -24,7 +24,7 @@ def ask(model: Path, renderings: list[Rendering]) -> list[Heard]:
     with tempfile.TemporaryDirectory() as folder:
         asked, reply = Path(folder, "asked.wav"), Path(folder, "reply.wav")
         soundfile.write(asked, np.concatenate([rendering.sound for rendering in renderings]), SAMPLE_RATE, "FLOAT")
-        files = ["--input", str(asked), "--output", str(reply), "--tail", "0"]
+        files = ["--input", str(asked), "--output", str(reply), "--tail", "0", "--seed", "0"]
         command = [sys.executable, "-m", "moshi_mlx.local", "--model", str(model), *files, "--json", "--quiet"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
