@@ -213,7 +213,7 @@ def test_new_sequences_behind_a_state_do_not_see_it(tiny):
 def test_a_cache_in_8_bits_is_refused(model):
     state = model.decoder.model.init_state(1)
     state["layers"] = [{**layer, "keys_scales": mx.zeros(1)} for layer in state["layers"]]
-    with pytest.raises(InputError, match="got a cache in .* bits, expected one in full precision"):
+    with pytest.raises(InputError, match=r"got a cache in .* bits, expected one in full precision"):
         model.decoder(np.zeros((1, 2), int), past_key_values=state)
 
 
