@@ -164,10 +164,10 @@ def test_sound_takes_part_without_gradient(small):
 
     value, gradients = nn.value_and_grad(small, loss)(small)
     codes = small.audio_encoder.encode(mx.array(sound), num_quantizers=2).audio_codes
-    assert value.item() == loss(small).item()
+    assert value.item() == pytest.approx(loss(small).item(), rel=1e-6)  # another graph adds in another order
     streams["user_audio_codes"] = codes
     labels = {"text_labels": streams["input_ids"], "audio_labels": streams["moshi_audio_codes"]}
-    assert value.item() == small(**streams, **labels).loss.item()
+    assert value.item() == pytest.approx(small(**streams, **labels).loss.item(), rel=1e-6)
     assert all(mx.isfinite(g).all() for _, g in tree_flatten(gradients))
 
 
