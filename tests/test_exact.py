@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 ON_AN_M5 = """
 import sys
 sys.path.insert(0, "tests")
-import tf32  # the stand-in, in place before anything of the package
+import tf32
+tf32.install()  # the stand-in is in place before anything of the package
 import numpy as np
 import moshi_mlx
 from helpers import GOLDENS, golden, question, run_codes

@@ -99,7 +99,11 @@ def browser(microphone):
         def open_page(address, allow=True, script=None, dark=False):
             ask = ["--use-fake-ui-for-media-stream" if allow else "--deny-permission-prompts"]
             sound = [f"--use-file-for-fake-audio-capture={microphone}%noloop"]
-            chromium = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=[*FLAGS, *ask, *sound])
+            # A BLAS that is loaded first for our sake starts threads, which Chromium's sandbox ends it for.
+            plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+            chromium = playwright.chromium.launch(
+                executable_path=CHROMIUM, headless=True, args=[*FLAGS, *ask, *sound], env=plain
+            )
             browsers.append(chromium)
             page = chromium.new_page(color_scheme="dark" if dark else "light")
             page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)

@@ -56,7 +56,7 @@ def test_another_address_wants_a_token(monkeypatch, capsys):
     "flags",
     ["--slots 0", "--slots many", "--slots 1.5", "--port 70000", "--port x", "--queue -1", "--max-minutes 0",
      "--max-minutes nan", "--drain -1", "--origin talk.example.org", "--origin https://a/b", "--log-format xml",
-     "--origin ftp://a", "--kv-bits 4", "-q 3", "--voice me"],
+     "--origin ftp://a", "--kv-bits 3", "-q 3", "--voice me"],
 )  # fmt: skip
 def test_flags_that_cannot_be_are_one_line(flags, capsys):
     name, value = flags.split()

@@ -22,7 +22,7 @@ def test_an_hour_with_eight_people_coming_and_going():
 
     def deliver(said):
         now = scene.clock.time
-        for person, frame in said:
+        for person, frame, *_ in said:
             if frame is not None:
                 if person in last:
                     gaps.append(now - last[person])
