@@ -22,7 +22,7 @@ from moshi_mlx.audio.devices import Microphone, Speaker
 from moshi_mlx.conversation import loop
 from moshi_mlx.local.live import Conversation
 
-pytestmark = pytest.mark.device
+pytestmark = [pytest.mark.device, pytest.mark.slow]
 
 RATE, SIZE = 24_000, 1920
 TESTS = Path(__file__).parents[1]

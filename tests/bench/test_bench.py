@@ -48,6 +48,7 @@ def test_eight_bit_cache_agrees_with_itself_and_is_compared(checkpoint):
     assert 0.5 < measure.kv_agreement(model, 8, 20) <= 1
 
 
+@pytest.mark.slow
 def test_table_has_all_columns_and_a_row_for_each_case(run):
     lines = run[0].splitlines()
     head = next(n for n, line in enumerate(lines) if line.startswith("case"))
@@ -57,6 +58,7 @@ def test_table_has_all_columns_and_a_row_for_each_case(run):
     assert names == ["mimi-encode", "mimi-decode", "lm-step", "lm-step", "depth-step", "duplex-frame", "duplex-frame"]
 
 
+@pytest.mark.slow
 def test_json_has_every_frame_and_the_machine(run):
     written = run[1]
     assert written["machine"]["mlx"]
@@ -69,10 +71,12 @@ def test_json_has_every_frame_and_the_machine(run):
         assert row["bandwidth_share"] > 0
 
 
+@pytest.mark.slow
 def test_no_weight_is_copied_or_cast_in_a_frame(run):
     assert {row["case"]: row["copied_bytes"] for row in run[1]["rows"]} == dict.fromkeys(cases.CASES, 0)
 
 
+@pytest.mark.slow
 def test_pictures_are_written(run):
     for name in ("latency", "stages", "memory"):
         assert (run[2] / f"{name}.png").read_bytes().startswith(b"\x89PNG")

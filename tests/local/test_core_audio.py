@@ -19,6 +19,8 @@ import soundfile
 
 import moshi_mlx
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 MODEL = TESTS / "goldens" / "moshi_tiny"
 SIZE = 1920

@@ -25,6 +25,8 @@ from serving_processes import wait_for as wait_until
 import moshi_mlx
 from moshi_mlx.checkpoints.names import MINIATURE_FOLDER as MINIATURE
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium")
 FIREFOX = shutil.which("firefox-esr")
 FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--autoplay-policy=no-user-gesture-required"]

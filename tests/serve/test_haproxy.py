@@ -17,9 +17,12 @@ from moshi_mlx.serve.app import PAGE
 CONFIG = (PAGE.parent / "deploy" / "haproxy.cfg").read_text()
 QUEUE_SECONDS = 2
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("haproxy") or os.environ.get("CI")), reason="needs haproxy, which CI installs"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("haproxy") or os.environ.get("CI")), reason="needs haproxy, which CI installs"
+    ),
+]
 
 
 @pytest.fixture

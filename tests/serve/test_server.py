@@ -238,6 +238,7 @@ def test_a_model_that_does_not_load_is_raised():
     run(scene())
 
 
+@pytest.mark.slow
 def test_100_people_in_turn_on_4_slots_leave_nothing_behind():
     """No task, thread, descriptor or row stays, and everybody hears himself alone."""
 

@@ -41,6 +41,7 @@ def test_the_list_of_commands():
     assert check(["moshi_mlx"], WAYS) == "0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", WORK, ids=" ".join)
 def test_what_a_command_prints(arguments):
     check([f"moshi_mlx.{arguments[0]}", *arguments[1:]], WAYS[:3])
