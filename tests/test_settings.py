@@ -161,6 +161,7 @@ model.generate(depth_top_k=2.5)
 """
 
 
+@pytest.mark.slow
 def test_mypy_tells_a_users_program_of_a_wrong_name(tmp_path):
     pytest.importorskip("mypy", reason="pip install mypy")
     for name, program in (("good", GOOD), ("bad", BAD)):

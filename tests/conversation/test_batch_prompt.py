@@ -12,6 +12,8 @@ import moshi_mlx
 from moshi_mlx import InputError, MimiConfig, MoshiConfig, MoshiDepthConfig, MoshiForConditionalGeneration
 from moshi_mlx.conversation import prompt as prompts
 
+pytestmark = pytest.mark.slow
+
 VOICE = golden("personaplex")["voice"]
 PERSONA = mx.load(str(GOLDENS / "personaplex.safetensors"), return_metadata=True)[1]["persona"]
 KINDS = [GREEDY, {"temperature": 1.1, "top_k": 5, "text_top_k": 3, "top_p": 0.9}]

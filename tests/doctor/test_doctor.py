@@ -50,6 +50,7 @@ def test_what_ships_is_the_goldens():
     assert sum(path.stat().st_size for path in exactness.GOLDEN.iterdir()) < 600_000
 
 
+@pytest.mark.slow
 def test_another_weight_is_noticed(monkeypatch):
     right = exactness.tiny
 
@@ -304,6 +305,7 @@ def test_random_weights_are_those_of_a_conversation(model):
 # The command, and its report
 
 
+@pytest.mark.slow
 def test_the_command_and_its_report(tmp_path, capsys):
     place = tmp_path / "doctor.json"
     assert doctor.main([*QUIET, "--report", str(place)]) == 0
@@ -321,6 +323,7 @@ def test_the_command_and_its_report(tmp_path, capsys):
     assert set(written["seconds"]) >= {"system", "layouts"}
 
 
+@pytest.mark.slow
 def test_a_check_that_fails_is_a_problem_and_the_others_go_on(monkeypatch, capsys):
     def broken():
         yield Finding("half", OK, "fine")

@@ -37,6 +37,7 @@ def check(folder, renderings, heard):
     assert scores.stoi >= 0.7
 
 
+@pytest.mark.slow
 def test_demo_is_an_exchange(tmp_path):
     command = [sys.executable, "-m", "moshi_mlx.local", "--demo", "--output-device", "none"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -78,6 +79,7 @@ def test_it_answers_live_one_question_after_the_other(renderings):
 
 
 @speaking
+@pytest.mark.slow
 def test_silence_is_not_answered():
     model = moshi_mlx.load(options.DEMO_MODEL)
     rendering = dialogues.held_out(1)[0]

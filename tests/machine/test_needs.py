@@ -76,6 +76,7 @@ def run_readme_command(folder, python):
     return subprocess.run(["sh", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not OLD, reason="no Python below 3.10 here")
 @pytest.mark.parametrize("python", OLD, ids=lambda path: path.parts[-3])
 def test_the_readmes_first_command_with_an_old_python_ends_with_our_line(tmp_path, python):

@@ -149,6 +149,7 @@ def test_envelope_distance_hears_when_something_is_said():
     assert losses.envelope_distance(silence, silence).item() == 1
 
 
+@pytest.mark.slow
 def test_codec_learns(eager):
     trainer = codec.CodecTrainer(RECIPE, tones(), TINY)
     trainer.begin()
@@ -156,6 +157,7 @@ def test_codec_learns(eager):
     assert np.mean(seen[-3:]) < 0.9 * np.mean(seen[:3])
 
 
+@pytest.mark.slow
 def test_codec_resumes_exactly(eager, tmp_path, monkeypatch):
     monkeypatch.setattr(codec, "RESTART_EVERY", 3)
     path, sound = tmp_path / "codec.safetensors", tones()
@@ -497,6 +499,7 @@ def randomized_codec():
 
 
 @speaking
+@pytest.mark.slow
 def test_right_answers_are_told_from_wrong_ones(untrained):
     renderings = dialogues.held_out(4)
     assert [(r.exchange, r.start) for r in renderings] == [(r.exchange, r.start) for r in dialogues.held_out(4)]
@@ -645,6 +648,7 @@ def test_from_codec_to_shipped_folder(trained, eager, monkeypatch):
         ship.export(trained, assets, said.append)
 
 
+@pytest.mark.slow
 def test_processes_end_together(monkeypatch, capfd):
     ship._launch(["--help"])
     assert capfd.readouterr().out.count("usage: ") == ship.PROCESSES

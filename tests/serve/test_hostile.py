@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from serving import SIZE, Visitor, connect, open_house, run, until, visit
 
+pytestmark = pytest.mark.slow
+
 TONE = (0.3 * np.sin(2 * np.pi * 440 * np.arange(20 * SIZE) / 24_000)).astype(np.float32)
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from moshi_mlx.terminal.commands import COMMANDS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WAYS = (">/dev/full", ">&-", "| true", "2>&1 | head -c 1")
 WORK = [
@@ -41,7 +43,6 @@ def test_the_list_of_commands():
     assert check(["moshi_mlx"], WAYS) == "0"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arguments", WORK, ids=" ".join)
 def test_what_a_command_prints(arguments):
     check([f"moshi_mlx.{arguments[0]}", *arguments[1:]], WAYS[:3])

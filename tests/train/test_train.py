@@ -231,6 +231,7 @@ def test_what_is_written_is_read_by_load_and_fits_kyutais_names(uninterrupted):
     assert loss(model, batch)[0].item() != loss(base, batch)[0].item()
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_exactly(uninterrupted, data, tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-m", "moshi_mlx.train", *command(data, folder, iters=100000)])
@@ -281,6 +282,7 @@ def test_other_weights_can_be_begun_with(uninterrupted, data, tmp_path, capsys):
     assert main(command(data, tmp_path / "next", resume_adapter_file=kyutai, iters=1, scale=1.5)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_the_run_goes_on(uninterrupted, data, tmp_path, number):
     folder = tmp_path / "run"
