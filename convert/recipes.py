@@ -108,10 +108,11 @@ def assign(
     """
     kinds: dict[str, Quantization | None] = {}
     kept: list[str] = []
+    whole = layouts.kept_whole(config)
     for name, shape in shapes.items():
         if len(shape) == 2:
             path = name.removesuffix(".weight")
-            kind = rule(path)
+            kind = None if path in whole else rule(path)
             kinds[path] = kind if kind and kind.fits(shape[1]) else None
             if kind and not kinds[path]:
                 kept.append(path)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from moshi_mlx.models.state import RINGS, flatten
+from moshi_mlx.models.state import flatten
 
 
 def sound(seed, frames):
@@ -20,7 +20,7 @@ def check_equal(frames, alone):
 
 
 def rings(state):
-    return {name: leaf for name, leaf in flatten(state) if f".{RINGS}." in name}
+    return {name: leaf for name, leaf in flatten(state) if ".layers." in name}
 
 
 def address(array):

@@ -94,13 +94,13 @@ def _mimi_weights():
     """Random, so good for shapes and not for sound."""
     import mlx.core as mx
 
-    from moshi_mlx.checkpoints import kyutai_config
+    from moshi_mlx.checkpoints.configs import codec_keys
     from moshi_mlx.checkpoints.filling import mimi_shapes
     from moshi_mlx.models.config import MimiConfig
 
     random = np.random.RandomState(SEED)
     tensors = {}
-    for name, shape in mimi_shapes(MimiConfig(**kyutai_config.mimi_fields(MIMI, "mimi_config.json"))).items():
+    for name, shape in mimi_shapes(MimiConfig(**codec_keys.mimi_fields(MIMI, "mimi_config.json"))).items():
         plain = name.endswith(("cluster_usage", "_initialized", "norm1.weight", "norm2.weight"))
         values = np.ones(shape) if plain else 0.2 * random.standard_normal(shape)
         tensors[name] = mx.array(values.astype(np.float32))

@@ -21,10 +21,10 @@ from ..models.config import MoshiConfig
 from ..models.layers.linear import Embedding, Linear, QuantizedEmbedding, resting
 from ..models.moshi import Moshi
 from . import translation
+from .configs.keys import Keys
 from .disk.files import read_json
 from .filling import module_at
 from .hub import local_folder
-from .keys import Keys
 from .layouts import Row, join, kyutai_mlx, linear
 from .names import ADAPTER_CONFIG_NAME, ADAPTER_NAME, KYUTAI_ADAPTER_NAME
 from .names import CONFIG_NAME as MODEL_CONFIG_NAME
@@ -181,7 +181,7 @@ def _scale(folder: Path) -> float:
 def _split_fused(tensors: Tensors, config: MoshiConfig) -> Tensors:
     """Kyutai's earlier files name attention projections in_proj and out_proj: all weight sets of a layer as one."""
     renamed: Tensors = {}
-    sets = max(config.depth_decoder_config.schedule) + 1
+    sets = config.depth_decoder_config.weight_sets
     for name, tensor in tensors.items():
         path, _, rest = name.partition(".self_attn.")
         stem, _, leaf = rest.partition(".")

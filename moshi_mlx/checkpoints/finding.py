@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from ..errors import CheckpointError, ConfigError, InputError, brief
 from ..models.config import PRESETS, MimiConfig, MoshiConfig
 from ..models.sampling import Sampling
+from .configs import roles
+from .configs.codec_keys import mimi_fields
+from .configs.keys import Keys, made
+from .configs.kyutai_config import moshi_fields
 from .disk.files import inside, read_json, regular
 from .hub import local_file
-from .keys import Keys, made
-from .kyutai_config import mimi_fields, moshi_fields
 from .names import (
     CONFIG_NAME,
     CONSOLIDATED_NAME,
@@ -30,8 +32,9 @@ from .names import (
 from .safetensors import Tensor, stored
 
 SAMPLING_NAMES = {"temp": "temperature", "temp_text": "text_temperature", "top_k": "top_k", "top_k_text": "text_top_k"}
+OTHER_SAMPLING_NAMES = {"text_temp": "temp_text", "text_top_k": "top_k_text"}  # of some published files
 PERSONAPLEX = "personaplex"
-KIND_KEYS = ("model_type", "version", "stt_config", "tts_config")
+KIND_KEYS = ("model_type", "version")
 LORA_KEYS = ("lora", "lora_name", "lora_rank", "lora_scaling")
 
 
@@ -88,7 +91,7 @@ def config_of_keys(folder: Path, config: dict[str, Any], path: Path) -> MoshiCon
     said = keys.rest()
     if kind == PERSONAPLEX and not said:
         return replace(PRESETS["moshi-7b"], audio_encoder_config=mimi)
-    fields = moshi_fields(said, str(path))
+    fields = moshi_fields(said, str(path), kind)
     return made(MoshiConfig, {**fields, "audio_encoder_config": mimi}, str(path))
 
 
@@ -221,18 +224,16 @@ def kind_of(keys: Keys) -> str:
     A PersonaPlex of NVIDIA's says its kind and no more: its sizes are Moshi's.
     """
     kind = keys.take("model_type", str, "")
-    if kind not in ("", "moshi", PERSONAPLEX):
-        raise ConfigError(
-            f"{keys.where}: key 'model_type' is {brief(kind)}; only 'moshi' and {PERSONAPLEX!r} are supported"
-        )
-    keys.expect(stt_config={}, tts_config={})
+    kinds = ("moshi", PERSONAPLEX, *roles.KINDS)
+    if kind and kind not in kinds:
+        raise ConfigError(f"{keys.where}: key 'model_type' is {brief(kind)}; only {', '.join(kinds)} are supported")
     keys.ignore("version")
     return str(kind)
 
 
 def sampling_defaults(values: dict[str, Any], where: str) -> dict[str, float]:
     """What `lm_gen_config` says of sampling, under our names. Raises ConfigError for what is not honoured."""
-    keys = Keys(values, where)
+    keys = Keys({OTHER_SAMPLING_NAMES.get(name, name): value for name, value in values.items()}, where)
     said = {ours: keys.take(key, int if "top_k" in key else float, None) for key, ours in SAMPLING_NAMES.items()}
     defaults = {name: value for name, value in said.items() if value is not None}
     if not keys.take("use_sampling", bool, True):

@@ -58,27 +58,70 @@ def kyutai_mlx(config: MoshiConfig) -> Iterator[Row]:
     """The names of Kyutai's MLX files, which the earlier port and the Swift app read."""
     streams = range(len(config.audio_delays))
     tables = ("text_emb.weight", *(f"audio_embs.{i}.weight" for i in streams))
-    yield Row("decoder.model.embed_tokens.weight", tables, join, config.table_rows)
+    if config.demuxed_text:
+        yield from _demuxed("decoder.model.embed_text", "text_emb", None)
+    first = int(config.demuxed_text)
+    yield Row("decoder.model.embed_tokens.weight", tables[first:], join, config.table_rows[first:])
     yield Row("decoder.lm_head.weight", ("text_linear.weight",), linear)
     yield Row("decoder.model.norm.weight", ("out_norm.weight",), join)
     for n in range(config.num_hidden_layers):
-        yield from _mlx_layer(f"decoder.model.transformer.layers.{n}", f"transformer.layers.{n}")
+        yield from _mlx_layer(
+            f"decoder.model.transformer.layers.{n}", f"transformer.layers.{n}", config.cross_attention
+        )
+    for n in range(config.extra_heads):
+        yield Row(f"decoder.extra_heads.{n}.weight", (f"extra_heads.{n}.weight",), linear)
+    yield from conditions(config)
     if not config.audio_delays:  # a model of text alone
         return
     depth = config.depth_decoder_config
-    firsts = [depth.schedule.index(s) for s in range(max(depth.schedule) + 1)]
+    firsts = [depth.schedule.index(s) for s in range(depth.weight_sets)]
     inputs = tuple(f"depformer.slices.{step}.linear_in.weight" for step in firsts)
-    yield Row("depth_decoder.linear_in.weight", inputs, linear)
+    if inputs:
+        yield Row("depth_decoder.linear_in.weight", inputs, linear)
     for step, s in enumerate(depth.schedule):
         ours, theirs = f"depth_decoder.slices.{step}", f"depformer.slices.{step}"
-        yield Row(f"{ours}.emb.weight", (f"{theirs}.emb.weight",), join)
-        if depth.low_rank_embeddings:
-            yield Row(f"{ours}.emb.low_rank.weight", (f"{theirs}.emb.low_rank.weight",), linear)
+        if depth.demuxed_text and step == 0:
+            yield from _demuxed(f"{ours}.emb", f"{theirs}.emb", depth.low_rank_embeddings)
+        else:
+            yield Row(f"{ours}.emb.weight", (f"{theirs}.emb.weight",), join)
+            if depth.low_rank_embeddings:
+                yield Row(f"{ours}.emb.low_rank.weight", (f"{theirs}.emb.low_rank.weight",), linear)
+        if depth.output_norm:
+            for leaf in ("weight", "bias"):
+                yield Row(f"{ours}.norm.{leaf}", (f"{theirs}.norm.{leaf}",), join)
         yield Row(f"{ours}.linear_out.weight", (f"{theirs}.linear_out.weight",), linear)
         # That layout repeats shared weights in every slice; the first slice of a set has them all.
         shared = f"depformer.slices.{firsts[s]}"
         for n in range(depth.num_hidden_layers):
             yield from _mlx_layer(f"{ours}.transformer.layers.{n}", f"{shared}.transformer.layers.{n}")
+
+
+CONDITIONS = "condition_provider.conditioners."
+
+
+def conditions(config: MoshiConfig) -> Iterator[Row]:
+    """What the conditions are made of; all layouts of Kyutai's name it alike. Kept in float32, never quantized."""
+    for one in config.conditions:
+        ours, theirs = f"conditions.conditioners.{one.name}", f"{CONDITIONS}{one.name}"
+        if not one.is_sequence:
+            yield Row(f"{ours}.embed.weight", (f"{theirs}.embed.weight",), join)
+        yield Row(f"{ours}.output_proj.weight", (f"{theirs}.output_proj.weight",), linear)
+        yield Row(f"{ours}.learnt_padding", (f"{theirs}.learnt_padding",), join)
+
+
+def _demuxed(ours: str, theirs: str, low_rank: int | None) -> Iterator[Row]:
+    yield Row(f"{ours}.weight", (f"{theirs}.weight",), join)
+    for part in ("out1", "out2", *(("low_rank",) if low_rank else ())):
+        yield Row(f"{ours}.{part}.weight", (f"{theirs}.{part}.weight",), linear)
+
+
+def kept_whole(config: MoshiConfig) -> set[str]:
+    """Paths of matrices that are not quantized: conditions, and tables that are multiplied out when they are read."""
+    rows = list(conditions(config))
+    if config.demuxed_text:
+        low_rank = config.depth_decoder_config.low_rank_embeddings
+        rows += [*_demuxed("", "text_emb", None), *_demuxed("", "depformer.slices.0.emb", low_rank)]
+    return {name.removesuffix(".weight") for row in rows for name in row.theirs}
 
 
 def kyutai_mlx_text(config: MoshiConfig) -> list[Row]:
@@ -95,10 +138,12 @@ def kyutai_mlx_repeats(config: MoshiConfig) -> dict[str, str]:
     return {f"{slices}.{step}.{part}.": f"{slices}.{of}.{part}." for step, of in repeats for part in parts}
 
 
-def _mlx_layer(ours: str, theirs: str) -> Iterator[Row]:
-    for norm in ("norm1", "norm2"):
-        yield Row(f"{ours}.{norm}.weight", (f"{theirs}.{norm}.weight",), join)
-    for layer in ("self_attn.in_proj", "self_attn.out_proj", "gating.linear_in", "gating.linear_out"):
+def _mlx_layer(ours: str, theirs: str, crosses: bool = False) -> Iterator[Row]:
+    norms = ["norm1.weight", "norm2.weight", *(["norm_cross.weight", "norm_cross.bias"] if crosses else [])]
+    for norm in norms:
+        yield Row(f"{ours}.{norm}", (f"{theirs}.{norm}",), join)
+    layers = ["self_attn.in_proj", "self_attn.out_proj", "gating.linear_in", "gating.linear_out"]
+    for layer in layers + (["cross_attention.in_proj", "cross_attention.out_proj"] if crosses else []):
         yield Row(f"{ours}.{layer}.weight", (f"{theirs}.{layer}.weight",), linear)
 
 

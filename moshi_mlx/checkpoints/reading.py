@@ -16,19 +16,20 @@ import mlx.core as mx
 from ..errors import CheckpointError, ConfigError, brief, clipped
 from ..models.config import PRESETS, MimiConfig, MoshiConfig
 from ..models.moshi import Moshi
-from . import huggingface_config, kyutai_config, layouts, quantization, translation
+from . import layouts, quantization, translation
+from .configs import huggingface_config, kyutai_config
+from .configs.keys import made
 from .disk.files import read_bytes
 from .filling import fill, language_shapes, mimi_shapes
 from .finding import PERSONAPLEX, Found, config_of, find_huggingface, find_kyutai, sampling_defaults, stored_in
 from .hub import local_file
-from .keys import made
 from .names import CONFIG_NAME
 from .personas.slices import Slices, slices_of
 from .personas.voices import Voices
+from .pieces import Piece
 from .quantization import Quantization
 from .safetensors import FLOATS, Tensor, load_lazily, stored
 from .sizes import check_codec_sizes, check_sizes, sizes_of, sizes_of_preset
-from .translation import Piece
 
 M = TypeVar("M", bound=Moshi)
 MOSHI_TOKENIZER = "hf://kyutai/moshiko-pytorch-bf16/tokenizer_spm_32k_3.model"
@@ -82,7 +83,11 @@ def build(checkpoint: Checkpoint, dtype: mx.Dtype | None, kind: type[M]) -> M:
             "not supported; merge the LoRA into its base first: python -m moshi_mlx.convert"
         )
     model = kind(checkpoint.config)
-    fill(model, list(layouts.kyutai_mlx(checkpoint.config)), checkpoint.language.load(), kind_of_floats)
+    tensors, rows = checkpoint.language.load(), list(layouts.kyutai_mlx(checkpoint.config))
+    told = set(layouts.conditions(checkpoint.config))
+    fill(model, [row for row in rows if row not in told], tensors, kind_of_floats)
+    fill(model, list(told), tensors, mx.float32)
+    model.refresh()
     # Published files are float32, and half the precision would be other codes: smaller files are widened once, here.
     codec = list(layouts.mimi(checkpoint.config.audio_encoder_config))
     fill(model.audio_encoder, codec, checkpoint.mimi.load(), mx.float32)
@@ -150,7 +155,7 @@ def _language(
     """The language model in one of Kyutai's layouts, without the depth slices that do not speak."""
     generation = _generation(tensors)
     slices = slices_of(tensors, config, layout, generation, str(folder))
-    spare = slices.sets - max(config.depth_decoder_config.schedule) - 1
+    spare = slices.sets - config.depth_decoder_config.weight_sets
     pieces = translation.kyutai_pytorch(config, generation, spare) if layout == "kyutai" else ()
     read = {name: tensor for name, tensor in tensors.items() if name not in slices.unread}
     return slices, Part(read, list(pieces), {name: files[name] for name in read})
@@ -266,7 +271,7 @@ def check(
 
 def _config(found: Found, layout: str, tensors: Mapping[str, Tensor], folder: Path, where: str) -> MoshiConfig:
     if found.lm_config is not None:
-        fields = kyutai_config.moshi_fields(found.lm_config, where)
+        fields = kyutai_config.moshi_fields(found.lm_config, where, found.rest.get("kind", ""))
         return made(MoshiConfig, {**fields, "audio_encoder_config": found.mimi_config}, where)
     # By Kyutai's own rule, a PyTorch folder without config.json is Moshi 7B; so is NVIDIA's with one that says nothing.
     if layout == "kyutai" or found.rest.get("kind") == PERSONAPLEX:

@@ -21,10 +21,12 @@ def check_sizes(config: MoshiConfig, tensors: Mapping[str, Tensor], where: str) 
     depth, streams = config.depth_decoder_config, len(config.audio_delays)
     layers, codebooks = config.num_hidden_layers, config.num_codebooks if streams else 0
     counts = {"num_hidden_layers": layers, "num_codebooks": codebooks, "audio_delays": streams}
+    counts |= {"extra_heads": config.extra_heads, "conditions": len(config.conditions)}
     weights = layers * _layer(config, 3 * (config.ffn_dim // 2))
-    weights += config.hidden_size * (sum(config.table_rows) + config.vocab_size)
-    if streams:
-        sets, width = max(depth.schedule) + 1, depth.low_rank_embeddings or depth.hidden_size
+    weights += config.hidden_size * (sum(config.table_rows) + config.text_classes)
+    weights += sum(one.bins * one.dim + config.hidden_size * one.dim for one in config.conditions)
+    if codebooks:
+        sets, width = depth.weight_sets, depth.low_rank_embeddings or depth.hidden_size
         weights += sets * depth.num_hidden_layers * _layer(depth, 3 * (depth.ffn_dim // 2))
         weights += depth.hidden_size * (sets * depth.input_size + codebooks * depth.audio_vocab_size)
         weights += width * (depth.vocab_size + (codebooks - 1) * depth.audio_vocab_size)

@@ -9,7 +9,7 @@ Kyutai's published codec files take the place of the MLX names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -17,110 +17,11 @@ import numpy as np
 from ..errors import CheckpointError
 from ..models.config import MimiConfig, MoshiConfig
 from . import layouts
+from .pieces import Heads, Kind, Norm, Piece, Same, Sets
 from .safetensors import Tensor, TensorInfo
 
 Shape = tuple[int, ...]
 V = TypeVar("V")
-
-
-class Kind(Protocol):
-    """How the arrays of a piece become each other."""
-
-    def gather(self, theirs: Sequence[Any], i: int) -> Any:
-        """The i-th MLX tensor of the piece."""
-
-    def scatter(self, mlx: Sequence[Any], j: int) -> Any:
-        """The j-th of the other layout's."""
-
-
-class Piece(NamedTuple):
-    """Tensors of the MLX layout, and those of another layout that say the same."""
-
-    mlx: tuple[str, ...]
-    theirs: tuple[str, ...]
-    kind: Kind
-
-
-def _join(parts: Sequence[Any], axis: int = 0) -> Any:
-    if len(parts) == 1:
-        return parts[0]
-    return (mx if isinstance(parts[0], mx.array) else np).concatenate(list(parts), axis=axis)
-
-
-class Same:
-    """The same tensor; where there are several MLX names, its repetitions."""
-
-    def gather(self, theirs: Sequence[Any], i: int) -> Any:
-        return theirs[0]
-
-    def scatter(self, mlx: Sequence[Any], j: int) -> Any:
-        return mlx[0]
-
-
-class Norm(Same):
-    """[D], of which Kyutai's PyTorch layout makes [1, 1, D]."""
-
-    def gather(self, theirs: Sequence[Any], i: int) -> Any:
-        return theirs[0].reshape(-1)
-
-    def scatter(self, mlx: Sequence[Any], j: int) -> Any:
-        return mlx[0].reshape(1, 1, -1)
-
-
-class Sets:
-    """One tensor that holds a matrix for every set of weights: joined along the rows, or stacked on a new axis.
-
-    `schedule[i]` is the set that the i-th MLX tensor is; `spare` sets behind those are never read.
-    """
-
-    def __init__(self, schedule: tuple[int, ...], stacked: bool, spare: int = 0) -> None:
-        self.schedule, self.stacked, self.spare = schedule, stacked, spare
-        self.firsts = [schedule.index(s) for s in range(max(schedule) + 1)]
-
-    def gather(self, theirs: Sequence[Any], i: int) -> Any:
-        return self.split(theirs[0])[self.schedule[i]]
-
-    def scatter(self, mlx: Sequence[Any], j: int) -> Any:
-        parts = [mlx[i] for i in self.firsts]
-        parts += parts[-1:] * self.spare  # only ever for a shape
-        return self.stack(parts) if self.stacked else _join(parts)
-
-    def stack(self, parts: list[Any]) -> Any:
-        return _join([part[None] for part in parts])
-
-    def split(self, whole: Any) -> list[Any]:
-        sets = len(self.firsts)
-        rows = len(whole) // (sets + self.spare)
-        return [whole[s] if self.stacked else whole[s * rows : (s + 1) * rows] for s in range(sets)]
-
-
-class Heads:
-    """Queries, keys and values apart, [q, in], [k, in], [v, in], which MLX has joined along the rows.
-
-    Queries and keys turn by interleaved pairs there, by halves here: with `rotary`, the rows of each head change
-    places. `schedule` is that of `Sets` where the tensors are stacked.
-    """
-
-    def __init__(self, queries: int, keys: int, head_dim: int, rotary: bool, schedule: tuple[int, ...] = ()) -> None:
-        self.heads, self.head_dim, self.rotary = (queries, keys, keys), head_dim, rotary
-        self.sets = Sets(schedule, stacked=True) if schedule else None
-
-    def gather(self, theirs: Sequence[Any], i: int) -> Any:
-        parts = [self.sets.gather([part], i) for part in theirs] if self.sets else theirs
-        return _join([self._turned(part, j, (2, -1)) for j, part in enumerate(parts)])
-
-    def scatter(self, mlx: Sequence[Any], j: int) -> Any:
-        start = sum(self.heads[:j]) * self.head_dim
-        rows = [whole[start : start + self.heads[j] * self.head_dim] for whole in mlx]
-        if self.sets:
-            return self.sets.scatter(rows, 0)
-        return self._turned(rows[0], j, (-1, 2))
-
-    def _turned(self, rows: Any, j: int, order: tuple[int, int]) -> Any:
-        """Rows [heads * head_dim, in] of queries (j 0) or keys (j 1), from pairs to halves or back by `order`."""
-        if not self.rotary or j == 2:
-            return rows
-        return rows.reshape(self.heads[j], *order, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
 
 
 # Kyutai's PyTorch layout.
@@ -132,24 +33,31 @@ def kyutai_pytorch(config: MoshiConfig, generation: int = 1, spare_sets: int = 0
     depth = config.depth_decoder_config
     schedule = depth.schedule
     slices = [f"depformer.slices.{step}" for step in range(len(schedule))]
-    users = [tuple(slices[i] for i in range(len(slices)) if schedule[i] == s) for s in range(max(schedule) + 1)]
-    yield _same("text_emb.weight")
+    users = [tuple(slices[i] for i in range(len(slices)) if schedule[i] == s) for s in range(depth.weight_sets)]
+    yield from _table("text_emb", "text_emb", None, config.demuxed_text)
     yield from (_same(f"audio_embs.{i}.weight", f"emb.{i}.weight") for i in range(len(config.audio_delays)))
     for n in range(config.num_hidden_layers):
         layer = f"transformer.layers.{n}"
         yield from _norms([layer], layer, Norm(), "alpha")
         yield from _kyutai_attention((layer,), layer, generation, (0,))
+        if config.cross_attention:
+            yield from (_same(f"{layer}.norm_cross.{leaf}") for leaf in ("weight", "bias"))
+            yield from _kyutai_attention((layer,), layer, generation, (0,), attention="cross_attention")
         yield from (_same(f"{layer}.gating.{part}.weight") for part in ("linear_in", "linear_out"))
     yield Piece(("out_norm.weight",), ("out_norm.alpha",), Norm())
     yield _same("text_linear.weight")
+    yield from (_same(f"extra_heads.{n}.weight") for n in range(config.extra_heads))
+    yield from (_same(row.theirs[0]) for row in layouts.conditions(config))
     for s, steps in enumerate(users):
         yield Piece(tuple(f"{one}.linear_in.weight" for one in steps), (f"depformer_in.{s}.weight",), Same())
     for step, one in enumerate(slices):
         table = f"depformer_emb.{step - 1}" if step else "depformer_text_emb"
-        yield _same(f"{one}.emb.weight", f"{table}.weight")
-        if depth.low_rank_embeddings:
-            yield _same(f"{one}.emb.low_rank.weight", f"{table}.low_rank.weight")
+        yield from _table(f"{one}.emb", table, depth.low_rank_embeddings, depth.demuxed_text and step == 0)
+        if depth.output_norm:
+            yield from (_same(f"{one}.norm.{leaf}", f"depformer_norms.{step}.{leaf}") for leaf in ("weight", "bias"))
         yield _same(f"{one}.linear_out.weight", f"linears.{step}.weight")
+    if not slices:
+        return
     for n in range(depth.num_hidden_layers):
         layer, inner = f"depformer.layers.{n}", [f"{one}.transformer.layers.{n}" for one in slices]
         yield from _norms(inner, layer, Norm(), "alpha")
@@ -158,6 +66,11 @@ def kyutai_pytorch(config: MoshiConfig, generation: int = 1, spare_sets: int = 0
             for part in ("linear_in", "linear_out"):
                 ours = tuple(f"{one}.transformer.layers.{n}.gating.{part}.weight" for one in steps)
                 yield Piece(ours, (f"{layer}.gating.{s}.{part}.weight",), Same())
+
+
+def _table(mlx: str, theirs: str, low_rank: int | None, demuxed: bool) -> Iterator[Piece]:
+    parts = ["", *(["out1.", "out2."] if demuxed else []), *(["low_rank."] if low_rank else [])]
+    yield from (_same(f"{mlx}.{part}weight", f"{theirs}.{part}weight") for part in parts)
 
 
 def _same(mlx: str, theirs: str = "") -> Piece:
@@ -171,16 +84,17 @@ def _norms(mlx: list[str], theirs: str, kind: Kind, leaf: str, names: tuple[str,
 
 
 def _kyutai_attention(
-    mlx: tuple[str, ...], theirs: str, generation: int, schedule: tuple[int, ...], spare: int = 0
-) -> Iterator[Piece]:
+    mlx: tuple[str, ...], theirs: str, generation: int, schedule: tuple[int, ...], spare: int = 0,
+    attention: str = "self_attn",
+) -> Iterator[Piece]:  # fmt: skip
     for stem, published in (("in_proj", "in_proj_weight"), ("out_proj", "out_proj.weight")):
-        ours = tuple(f"{layer}.self_attn.{stem}.weight" for layer in mlx)
+        ours = tuple(f"{layer}.{attention}.{stem}.weight" for layer in mlx)
         if generation == 1:
-            yield Piece(ours, (f"{theirs}.self_attn.{published}",), Sets(schedule, stacked=False, spare=spare))
+            yield Piece(ours, (f"{theirs}.{attention}.{published}",), Sets(schedule, stacked=False, spare=spare))
             continue
         for s in range(max(schedule) + 1):
             mine = tuple(name for name, of in zip(ours, schedule, strict=True) if of == s)
-            yield Piece(mine, (f"{theirs}.self_attn.{stem}s.{s}.weight",), Same())
+            yield Piece(mine, (f"{theirs}.{attention}.{stem}s.{s}.weight",), Same())
 
 
 # Hugging Face's layout.

@@ -21,10 +21,11 @@ from ..errors import CheckpointError, ConfigError, InputError
 from ..models.config import MimiConfig, MoshiConfig
 from ..models.moshi import Moshi
 from ..terminal.sizes import size
-from . import huggingface_config, kyutai_config, quantization, translation
+from . import quantization, translation
+from .configs import codec_keys, huggingface_config, kyutai_config, roles
 from .disk.folders import new_folder, write_small
 from .filling import language_shapes, language_tensors_of, mimi_tensors_of
-from .finding import PERSONAPLEX, SAMPLING_NAMES
+from .finding import SAMPLING_NAMES
 from .names import CONFIG_NAME, INDEX_NAME, MIMI_CONFIG_NAME, MIMI_NAME, SAMPLING_NAME, TOKENIZER_NAME
 from .personas.voices import Voices
 from .quantization import Quantization
@@ -146,30 +147,25 @@ def _kyutai_plan(
     values = kyutai_config.moshi_dict(config) | {"mimi_name": MIMI_NAME, "tokenizer_name": TOKENIZER_NAME}
     if len(weights) == 1:
         values["moshi_name"] = next(iter(weights))
-    if kyutai_config.mimi_dict(mimi_config) != kyutai_config.mimi_dict(MimiConfig()):
+    if codec_keys.mimi_dict(mimi_config) != codec_keys.mimi_dict(MimiConfig()):
         values["mimi_config_name"] = MIMI_CONFIG_NAME
-        small = {**small, MIMI_CONFIG_NAME: _json(kyutai_config.mimi_dict(mimi_config))}
-    _check_config(config, values)
+        small = {**small, MIMI_CONFIG_NAME: _json(codec_keys.mimi_dict(mimi_config))}
+    _check_config(config, values, roles.model_type(config, contents.personas) or "")
     said = contents.sampling_defaults
     sampling = {theirs: said[ours] for theirs, ours in SAMPLING_NAMES.items() if ours in said}
     extra = {"lm_gen_config": sampling, "model_id": contents.model_id}
-    values |= (
-        {"model_type": PERSONAPLEX if contents.personas else "moshi"}
-        | {key: value for key, value in extra.items() if value}
-        | more
-    )
+    kind = roles.model_type(config, contents.personas)
+    values |= ({"model_type": kind} if kind else {}) | {key: value for key, value in extra.items() if value} | more
     mimi = translation.from_mlx(translation.mimi_kyutai(mimi_config), contents.mimi)
     small = {**small, **contents.voices, TOKENIZER_NAME: contents.tokenizer, CONFIG_NAME: _json(values)}
     return Plan({**weights, MIMI_NAME: plain_blocks(mimi)}, small, {"format": form})
 
 
-def _check_config(config: MoshiConfig, values: dict[str, Any]) -> None:
+def _check_config(config: MoshiConfig, values: dict[str, Any], kind: str) -> None:
     """What is written must say the same sizes when it is read."""
     names = ("mimi_name", "tokenizer_name", "moshi_name", "mimi_config_name")
-    mimi = MimiConfig(
-        **kyutai_config.mimi_fields(kyutai_config.mimi_dict(config.audio_encoder_config), "mimi_config.json")
-    )
-    fields = kyutai_config.moshi_fields({k: v for k, v in values.items() if k not in names}, CONFIG_NAME)
+    mimi = MimiConfig(**codec_keys.mimi_fields(codec_keys.mimi_dict(config.audio_encoder_config), "mimi_config.json"))
+    fields = kyutai_config.moshi_fields({k: v for k, v in values.items() if k not in names}, CONFIG_NAME, kind)
     read = MoshiConfig(**fields, audio_encoder_config=mimi)
     for path, ours, theirs in (
         ("", config, read),

@@ -74,7 +74,7 @@ def prompt_columns(model: Moshi, voice: Voice | None, persona: str | None) -> Co
     embeds = None
     if voice is not None and voice.embeds is not None:
         known = mx.array(voice.embeds[None]).astype(model.decoder.model.dtype)
-        rest = model.decoder.model.embed(delayed(model, columns))[:, known.shape[1] :]
+        rest = model.embed(delayed(model, columns))[:, known.shape[1] :]
         embeds = mx.concatenate([known, rest], axis=1)
     return Columns(columns, np.array([columns.shape[2]]), embeds)
 

@@ -30,6 +30,7 @@ from ..models.moshi import Moshi
 from ..models.state import State, flatten, unflatten
 from . import duplex, streams
 from .duplex import Adjust, DuplexSampling
+from .told import told
 
 FILE_KIND = "moshi_mlx prompt 1"
 FIRST_VALUES = 8
@@ -63,7 +64,7 @@ def prefill(model: Moshi, prompt: Columns, room: int = 0) -> Prefilled:
     config, helium = model.config, model.decoder.model
     embeds = prompt.embeds
     if embeds is None:
-        embeds = helium.embed(delayed(model, prompt.columns))
+        embeds = model.embed(delayed(model, prompt.columns))
     same = (prompt.lengths == embeds.shape[1]).all()
     lengths = mx.array(prompt.lengths.astype(np.int32))
     x, temporal = helium.transformer.over_sequence(
@@ -112,7 +113,7 @@ def begin(
         "text": text,
         "own": mx.concatenate([*(past(i, own, 1) for i in range(max(own), 0, -1)), codes[:, :, None]], axis=2),
         "user": mx.concatenate([past(1 + i, (0,) * len(user), 1 + len(own)) for i in range(max(user), -1, -1)], axis=2),
-        "temporal": prompt.temporal,
+        "temporal": {**prompt.temporal, **told(model, rows)},
     }
 
 

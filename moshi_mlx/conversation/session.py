@@ -233,7 +233,7 @@ class Session:
         """
         config = self._model.config
         with self._turns.taken("step_codes"):
-            codes = tokens("codes", codes, (config.user_codebooks,), -1, config.audio_vocab_size - 1)
+            codes = tokens("codes", codes, (config.user_codebooks,), -1, config.most_user_code)
             if self._gate and self._gate.closed:
                 return self._advance(self._step, mx.zeros((1, self.frame_size)))
             return self._advance(self._step_codes, codes[None])

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..checkpoints import finding, huggingface_config, kyutai_config
+from ..checkpoints import finding
+from ..checkpoints.configs import codec_keys, huggingface_config, kyutai_config
+from ..checkpoints.configs.keys import Keys, made
+from ..checkpoints.configs.kyutai_config import text_fields
 from ..checkpoints.disk.files import read_json
 from ..checkpoints.finding import KIND_KEYS, kind_of
 from ..checkpoints.hub import local_folder
-from ..checkpoints.keys import Keys, made
-from ..checkpoints.kyutai_config import text_fields
 from ..checkpoints.names import CONFIG_NAME, HELIUM_NAMES
 from ..checkpoints.reading import open_checkpoint
 from ..checkpoints.safetensors import stored
@@ -134,7 +135,7 @@ class MimiConfig(_Written, plain.MimiConfig):
     @classmethod
     def from_kyutai(cls, values: Mapping[str, Any], where: str) -> MimiConfig:
         """From the file that `mimi_config_name` names in Kyutai's checkpoints."""
-        return cls(**kyutai_config.mimi_fields(values, where))
+        return cls(**codec_keys.mimi_fields(values, where))
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path, revision: str | None = None) -> MimiConfig:

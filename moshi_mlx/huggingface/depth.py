@@ -116,7 +116,7 @@ class MoshiDepthDecoder(Methods, DepthDecoder):
                 x = layer_step(layer, x, cache, kept.attentions)
                 states.append(x)
             kept.hidden_states.append(states)
-            logits.append(self.slices[first + step].linear_out(x))
+            logits.append(self.slices[first + step].logits(x))
         return mx.stack(logits, axis=1)
 
     def embed(self, tokens: mx.array, first: int = 0) -> list[mx.array]:

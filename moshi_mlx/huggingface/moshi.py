@@ -176,7 +176,7 @@ class MoshiForConditionalGeneration(Methods, Moshi):
             return teacher_forcing.run(self, tokens, attention_mask, text_labels, audio_labels, flags)
         if inputs_embeds is None:
             tokens = self.streams(input_ids, user_input_values, user_audio_codes, moshi_input_values, moshi_audio_codes)
-            inputs_embeds = self.decoder.model.embed(tokens)
+            inputs_embeds = self.embed(tokens)
         out = self.decoder(
             None, attention_mask, None, past_key_values, inputs_embeds, use_cache, **flags
         )  # fmt: skip

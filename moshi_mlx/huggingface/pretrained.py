@@ -13,12 +13,13 @@ from typing import Any, TypedDict, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checkpoints import finding, huggingface_config, layouts, translation, writing
+from ..checkpoints import finding, layouts, translation, writing
+from ..checkpoints.configs import huggingface_config
+from ..checkpoints.configs.keys import made
 from ..checkpoints.disk.files import read_json
 from ..checkpoints.filling import fill, language_shapes, mimi_shapes, mimi_tensors_of, tensors_of
 from ..checkpoints.finding import stored_in, weights_of
 from ..checkpoints.hub import local_folder
-from ..checkpoints.keys import made
 from ..checkpoints.names import CONFIG_NAME
 from ..checkpoints.reading import (
     Checkpoint,

@@ -75,7 +75,7 @@ def _run(
     """The pass over rows whose padding lies behind their `lengths` (int [B])."""
     config, length = model.config, tokens.shape[2]
     real = mx.arange(length) < lengths[:, None]  # [B, T]
-    embeds = model.decoder.model.embed(streams.position_inputs(config, tokens))
+    embeds = model.embed(streams.position_inputs(config, tokens))
     out = model.decoder(inputs_embeds=embeds, use_cache=False, **flags)
     result = ConditionalGenerationOutput(
         logits=out.logits, last_hidden_state=out.last_hidden_state, hidden_states=out.hidden_states,

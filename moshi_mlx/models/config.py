@@ -8,136 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from math import prod
 from typing import Any, ClassVar
 
 from ..errors import brief, require
 from .checks import as_python, check_heads, only, positive, whole_numbers
+from .codec_config import Config
+from .codec_config import MimiConfig as MimiConfig
+from .conditions_config import ConditionConfig, check_role
 
 MOST_FRAMES = 1000  # of a delay
-MOST_SAMPLES = 2**20  # of a frame
 MOST_DEPTH_LAYERS = 4096  # of all steps together
-
-
-class _Config:
-    """What the three configs have alike: equality by their fields, and what follows from their attention heads."""
-
-    hidden_size: int
-    num_attention_heads: int
-    num_key_value_heads: int | None
-    head_dim: int | None
-
-    def __eq__(self, other: object) -> bool:
-        """A config with the same fields, though of a class above or below this one."""
-        alike = isinstance(other, type(self)) or isinstance(self, type(other))
-        return alike and self._values() == other._values()  # type: ignore[attr-defined]
-
-    def __hash__(self) -> int:
-        return hash(self._values())
-
-    def _values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
-
-    @property
-    def key_value_heads(self) -> int:
-        return self.num_key_value_heads or self.num_attention_heads
-
-    @property
-    def head_width(self) -> int:
-        """Values in a head: `head_dim`, or hidden_size / num_attention_heads."""
-        return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
 def _fields_of(config: Any) -> dict[str, Any]:
     """The fields of a config, or the dict of them that stands for one."""
-    known = isinstance(config, (Mapping, _Config))
+    known = isinstance(config, (Mapping, Config))
     require(known, f"MoshiConfig: got {brief(config)} for a part's config, expected one or a dict of its fields")
     return dict(config) if isinstance(config, Mapping) else {f.name: getattr(config, f.name) for f in fields(config)}
 
 
 @dataclass(frozen=True, eq=False)
-class MimiConfig(_Config):
-    """The codec (Moshi paper, section 3.3). `upsampling_ratios` are in decoder order, as in every published file.
-
-    Sound at `sampling_rate` Hz becomes `frame_rate` frames a second of `num_quantizers` codes below `codebook_size`,
-    the first `num_semantic_quantizers` of them semantic. `hidden_size`, `num_hidden_layers`, `num_attention_heads` and
-    `sliding_window` (positions, `positions_per_frame` of them a frame) are of its transformers.
-
-    >>> config = moshi_mlx.MimiConfig()
-    >>> config.sampling_rate, config.frame_rate, config.frame_size, config.num_quantizers, config.codebook_size
-    (24000, 12.5, 1920, 32, 2048)
-    """
-
-    sampling_rate: int = 24000
-    frame_rate: float = 12.5
-    hidden_size: int = 512
-    num_filters: int = 64
-    num_residual_layers: int = 1
-    upsampling_ratios: tuple[int, ...] = (8, 6, 5, 4)
-    kernel_size: int = 7
-    last_kernel_size: int = 3
-    residual_kernel_size: int = 3
-    dilation_growth_rate: int = 2
-    compress: int = 2
-    codebook_size: int = 2048
-    codebook_dim: int = 256
-    num_quantizers: int = 32
-    num_semantic_quantizers: int = 1
-    num_hidden_layers: int = 8
-    num_attention_heads: int = 8
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    intermediate_size: int = 2048
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    sliding_window: int = 250
-    initializer_range: float = 0.02
-
-    def __post_init__(self) -> None:
-        as_python(self)
-        optional = ("upsampling_ratios", "num_key_value_heads", "head_dim")
-        positive(self, *(f.name for f in fields(self) if f.name not in optional))
-        check_heads(self)
-        whole_numbers(self, "upsampling_ratios", 1, MOST_SAMPLES)
-        require(
-            self.frame_size <= MOST_SAMPLES and 1 <= len(self.upsampling_ratios) <= 16,
-            f"MimiConfig: a frame of {self.frame_size} samples and {len(self.upsampling_ratios)} upsampling_ratios, "
-            f"expected at most {MOST_SAMPLES} and 1 to 16",
-        )
-        stride = self.frame_size / self.hop_length
-        require(
-            stride == int(stride) and stride >= 2,
-            f"MimiConfig: a frame of {self.frame_size} samples is not a whole multiple (2 or more) of the product "
-            f"{self.hop_length} of upsampling_ratios {self.upsampling_ratios}",
-        )
-        require(
-            self.num_quantizers > self.num_semantic_quantizers,
-            f"MimiConfig: num_quantizers {self.num_quantizers} must exceed num_semantic_quantizers "
-            f"{self.num_semantic_quantizers}",
-        )
-
-    @property
-    def frame_size(self) -> int:
-        """Samples in a frame: 1920."""
-        return round(self.sampling_rate / self.frame_rate)
-
-    @property
-    def hop_length(self) -> int:
-        """Samples to one position of the transformers: 960."""
-        return prod(self.upsampling_ratios)
-
-    @property
-    def positions_per_frame(self) -> int:
-        """Transformer positions in a frame: 2."""
-        return self.frame_size // self.hop_length
-
-
-@dataclass(frozen=True, eq=False)
-class MoshiDepthConfig(_Config):
+class MoshiDepthConfig(Config):
     """The depth decoder: one step for each codebook of a frame, each with weights of its own.
 
     `weights_per_step_schedule[step]` says which set of weights a step uses, where steps share them.
-    `low_rank_embeddings` is the width of the embedding tables before their projection to `hidden_size`.
+    `low_rank_embeddings` is the width of the embedding tables before their projection to `hidden_size`. `output_norm`
+    says whether each step has a LayerNorm before its head, `demuxed_text` whether its text token is two in one number.
     `use_cache` says whether a forward pass returns its keys and values by default.
 
     >>> config = moshi_mlx.MoshiDepthConfig()
@@ -165,11 +61,15 @@ class MoshiDepthConfig(_Config):
     tie_word_embeddings: bool = False
     weights_per_step_schedule: tuple[int, ...] | None = None
     low_rank_embeddings: int | None = None
+    output_norm: bool = False
+    demuxed_text: bool = False
 
     def __post_init__(self) -> None:
         as_python(self)
         positive(self, "vocab_size", "hidden_size", "input_size", "num_hidden_layers", "num_attention_heads")
-        positive(self, "audio_vocab_size", "ffn_dim", "num_codebooks", "rms_norm_eps", "initializer_range")
+        positive(self, "audio_vocab_size", "ffn_dim", "rms_norm_eps", "initializer_range")
+        if self.num_codebooks != 0 or type(self.num_codebooks) is not int:  # 0 of a model that does not speak
+            positive(self, "num_codebooks")
         only(self, hidden_act="silu", attention_dropout=0.0, tie_word_embeddings=False)
         check_heads(self)
         require(self.ffn_dim % 2 == 0, f"MoshiDepthConfig.ffn_dim: expected an even number, got {self.ffn_dim}")
@@ -180,7 +80,7 @@ class MoshiDepthConfig(_Config):
                 f"{self.num_codebooks}",
             )
         if self.weights_per_step_schedule is not None:
-            whole_numbers(self, "weights_per_step_schedule", 0, self.num_codebooks - 1)
+            whole_numbers(self, "weights_per_step_schedule", 0, max(0, self.num_codebooks - 1))
         if self.low_rank_embeddings is not None:
             positive(self, "low_rank_embeddings")
         require(
@@ -200,14 +100,32 @@ class MoshiDepthConfig(_Config):
         """The set of weights of each step."""
         return self.weights_per_step_schedule or tuple(range(self.num_codebooks))
 
+    @property
+    def weight_sets(self) -> int:
+        """How many sets of weights the steps have between them."""
+        return max(self.schedule, default=-1) + 1
+
 
 @dataclass(frozen=True, eq=False)
-class MoshiConfig(_Config):
-    """Helium and the streams around it. `ffn_dim` is twice the hidden width of the gated MLP, as Hugging Face has it.
+class MoshiConfig(Config):
+    """Helium and the streams around it: which there are, their delays, and which of them are sampled.
+
+    `ffn_dim` is twice the hidden width of the gated MLP, as Hugging Face has it.
+
+    `role` says what the streams are for: "dialogue" (Moshi) and "translator" (Hibiki) have both sides, "transcriber"
+    (STT) hears and writes (`num_codebooks` 0), "speaker" (TTS) speaks a given text (no codebooks of a user).
 
     `num_codebooks` streams are generated; `audio_delays` has one delay, in frames, for every audio stream that the
     model reads: Moshi's own codebooks first, then the user's (default: 0, then 1, on both sides). With no delays at
     all it is a model of text alone. Both sub-configs may be given as dicts of fields.
+
+    `conditions` are what a conversation is told once and for all; `cross_attention` is to those of them that are
+    sequences, with positions scaled by `cross_position_scale` (0: none). `rope_interleaved` turns pairs of neighbours,
+    else a head's halves. `text_vocab_out` is how many tokens the text head tells apart, where not all; `extra_heads`
+    of `extra_head_classes` read the same hidden state. With `demuxed_text` a text token may stand for two:
+    (second + 1) * (vocab_size + 1) + first. `end_reads_as_padding`: text token 2, the end, is read back as padding.
+    `audio_delay_seconds` is how far sound and text lie apart, `silence_prefix_seconds` what a transcriber hears first,
+    `second_stream_ahead` how many words a speaker is told ahead.
 
     >>> config = moshi_mlx.MoshiConfig()  # Moshi 7B
     >>> config.hidden_size, config.num_hidden_layers, config.sliding_window  # the context: 3000 frames, 4 minutes
@@ -236,6 +154,19 @@ class MoshiConfig(_Config):
     tie_word_embeddings: bool = False
     audio_delays: tuple[int, ...] = None  # type: ignore[assignment]
     silent_text_tokens: tuple[int, ...] = (0, 3)
+    role: str = "dialogue"
+    conditions: tuple[ConditionConfig, ...] = ()
+    cross_attention: bool = False
+    cross_position_scale: float = 0.0
+    rope_interleaved: bool = True
+    text_vocab_out: int | None = None
+    extra_heads: int = 0
+    extra_head_classes: int = 6
+    demuxed_text: bool = False
+    end_reads_as_padding: bool = False
+    audio_delay_seconds: float = 0.0
+    silence_prefix_seconds: float = 0.0
+    second_stream_ahead: int = 0
     depth_decoder_config: MoshiDepthConfig = field(default_factory=MoshiDepthConfig)
     audio_encoder_config: MimiConfig = field(default_factory=MimiConfig)
 
@@ -244,7 +175,8 @@ class MoshiConfig(_Config):
 
     def __post_init__(self) -> None:
         as_python(self)
-        positive(self, "num_codebooks")  # before lists are made of as many
+        if self.num_codebooks != 0 or type(self.num_codebooks) is not int:
+            positive(self, "num_codebooks")  # before lists are made of as many
         self._fill_in()
         positive(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "audio_vocab_size")
         positive(self, "rope_theta", "sliding_window", "ffn_dim", "rms_norm_eps")
@@ -255,6 +187,7 @@ class MoshiConfig(_Config):
         whole_numbers(self, "silent_text_tokens", 0, self.vocab_size - 1)
         whole_numbers(self, "audio_delays", 0, MOST_FRAMES)
         if self.audio_delays:
+            check_role(self)
             self._check_streams()
 
     def _fill_in(self) -> None:
@@ -267,19 +200,15 @@ class MoshiConfig(_Config):
         if self.audio_delays is None:
             object.__setattr__(self, "audio_delays", (0, *[1] * (self.num_codebooks - 1)) * 2)
         if not isinstance(depth, self.depth_class):
-            shared = {name: getattr(self, name) for name in ("vocab_size", "audio_vocab_size", "num_codebooks")}
+            names = ("vocab_size", "audio_vocab_size", "num_codebooks", "demuxed_text")
+            shared = {name: getattr(self, name) for name in names}
             depth = self.depth_class(**{"input_size": self.hidden_size, **shared, **_fields_of(depth)})
         object.__setattr__(self, "audio_encoder_config", mimi)
         object.__setattr__(self, "depth_decoder_config", depth)
 
     def _check_streams(self) -> None:
-        require(
-            len(self.audio_delays) > self.num_codebooks,
-            f"MoshiConfig.audio_delays: expected a delay of 0 or more frames for each of Moshi's {self.num_codebooks} "
-            f"codebooks and the user's, got {brief(self.audio_delays)}",
-        )
         depth = self.depth_decoder_config
-        for name in ("vocab_size", "audio_vocab_size", "num_codebooks"):
+        for name in ("vocab_size", "audio_vocab_size", "num_codebooks", "demuxed_text"):
             ours, theirs = getattr(self, name), getattr(depth, name)
             require(ours == theirs, f"MoshiConfig.{name} is {ours}, but that of the depth decoder is {theirs}")
         require(
@@ -297,6 +226,21 @@ class MoshiConfig(_Config):
     @property
     def user_codebooks(self) -> int:
         return len(self.audio_delays) - self.num_codebooks
+
+    @property
+    def most_user_code(self) -> int:
+        """The largest number that a user's stream may hold: a translator hears the end of its source as one more."""
+        return self.audio_vocab_size - (self.role != "translator")
+
+    @property
+    def text_classes(self) -> int:
+        """How many tokens the text head tells apart."""
+        return self.text_vocab_out or self.vocab_size
+
+    @property
+    def audio_start(self) -> int:
+        """Frames by which a speaker's sound comes after its text."""
+        return int(self.audio_delay_seconds * self.audio_encoder_config.frame_rate) if self.role == "speaker" else 0
 
     @property
     def table_rows(self) -> tuple[int, ...]:

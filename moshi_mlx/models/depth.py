@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import MoshiDepthConfig
+from .layers.demuxed import DemuxedEmbedding
 from .layers.initial import initialize
 from .layers.linear import Embedding, Linear
 from .layers.sequence import attention_weights, stacked
@@ -34,11 +35,19 @@ class DepthLayers(nn.Module):
 class DepthSlice(nn.Module):
     """One step: the table of the token before it, its layers (shared by the steps of one weight set), its head."""
 
-    def __init__(self, rows: int, transformer: DepthLayers, config: MoshiDepthConfig) -> None:
+    def __init__(self, step: int, transformer: DepthLayers, config: MoshiDepthConfig) -> None:
         super().__init__()
-        self.emb = Embedding(rows, config.hidden_size, config.low_rank_embeddings)
+        rows = (config.audio_vocab_size if step else config.vocab_size) + 1
+        table = DemuxedEmbedding if config.demuxed_text and step == 0 else Embedding
+        self.emb = table(rows, config.hidden_size, config.low_rank_embeddings)
         self.transformer = transformer
+        if config.output_norm:
+            self.norm = nn.LayerNorm(config.hidden_size, eps=1e-5)
         self.linear_out = Linear(config.hidden_size, config.audio_vocab_size)
+
+    def logits(self, x: mx.array) -> mx.array:
+        """x [..., hidden] after the layers -> [..., audio_vocab]."""
+        return self.linear_out(self.norm(x) if "norm" in self else x)
 
 
 class DepthDecoder(nn.Module):
@@ -47,31 +56,37 @@ class DepthDecoder(nn.Module):
     def __init__(self, config: MoshiDepthConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        sets = [DepthLayers(config) for _ in range(max(config.schedule) + 1)]
+        sets = [DepthLayers(config) for _ in range(config.weight_sets)]
         for layers in zip(*(one.layers for one in sets), strict=True):
             for layer in layers[1:]:  # the norms of a layer are the same in every step
                 layer.norm1, layer.norm2 = layers[0].norm1, layers[0].norm2
-        self.linear_in = Linear(config.input_size, len(sets) * config.hidden_size)
-        rows = [config.vocab_size + 1] + [config.audio_vocab_size + 1] * (config.num_codebooks - 1)
-        self.slices = [DepthSlice(n, sets[s], config) for n, s in zip(rows, config.schedule, strict=True)]
+        if sets:  # a model that does not speak has no steps
+            self.linear_in = Linear(config.input_size, len(sets) * config.hidden_size)
+        self.slices = [DepthSlice(step, sets[s], config) for step, s in enumerate(config.schedule)]
         initialize(self, config.initializer_range, seed)
 
-    def sample(self, hidden: mx.array, text_token: mx.array, sample: Sampler) -> mx.array:
-        """hidden [B, input_size], text_token int [B] -> the codes that `sample` chose, int32 [B, num_codebooks]."""
+    def sample(self, hidden: mx.array, text_token: mx.array, sample: Sampler, steps: int | None = None) -> mx.array:
+        """hidden [R, input_size], text_token int [B] -> the codes that `sample` chose, int32 [B, num_codebooks].
+
+        With guidance there are two rows of `hidden` for a token, [2 B, input_size], which both take it. After `steps`
+        the codebooks that are left are -1.
+        """
         inputs = self.inputs(hidden)
         pairs: list[mx.array | None] = [None] * self.config.num_hidden_layers
-        token, codes = text_token, []
-        for step, part in enumerate(self.slices):
-            x = inputs[self.config.schedule[step]] + part.emb.lookup(token)
+        token, codes, rows = text_token, [], len(hidden) // len(text_token)
+        for step, part in enumerate(self.slices[:steps]):
+            emb = part.emb.lookup(token)
+            x = inputs[self.config.schedule[step]] + (emb if rows == 1 else mx.tile(emb, (rows, 1)))
             for n, layer in enumerate(part.transformer.layers):
                 x, pairs[n] = _paired_step(layer, x, pairs[n])
-            token = sample(step, part.linear_out(x))
+            token = sample(step, part.logits(x))
             codes.append(token)
+        codes += [mx.full(token.shape, -1, mx.int32)] * (len(self.slices) - len(codes))
         return stacked(codes, axis=1).astype(mx.int32)
 
     def inputs(self, hidden: mx.array) -> list[mx.array]:
         """The hidden state projected for every set of weights."""
-        return list(mx.split(self.linear_in(hidden), max(self.config.schedule) + 1, axis=-1))
+        return list(mx.split(self.linear_in(hidden), self.config.weight_sets, axis=-1))
 
 
 def layer_step(

@@ -8,10 +8,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import MoshiConfig
+from .layers.demuxed import DemuxedEmbedding
 from .layers.initial import initialize
 from .layers.linear import Embedding, Linear
 from .layers.transformer import LayerConfig, Transformer
 from .state import State
+
+END = 2  # the text token that ends a sequence
 
 
 class Helium(nn.Module):
@@ -19,13 +22,17 @@ class Helium(nn.Module):
 
     `embed_tokens` holds the rows of all streams in one table, so that a frame is one gather and one sum: first
     vocab_size + 1 of text, then audio_vocab_size + 1 of every audio stream; the last row of each is its initial token.
-    A model of text alone has the vocab_size rows of text, and no initial token.
+    A model of text alone has the vocab_size rows of text, and no initial token. A text token that stands for two has
+    a table of its own, `embed_text`.
     """
 
     def __init__(self, config: MoshiConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = Embedding(sum(config.table_rows), config.hidden_size)
+        rows = config.table_rows[config.demuxed_text :]
+        self.embed_tokens = Embedding(sum(rows), config.hidden_size)
+        if config.demuxed_text:
+            self.embed_text = DemuxedEmbedding(config.table_rows[0], config.hidden_size)
         layer = LayerConfig.gated_of(config)
         self.transformer = Transformer(layer, config.num_hidden_layers, config.sliding_window, config.rope_theta)
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -44,12 +51,28 @@ class Helium(nn.Module):
 
     def embed(self, tokens: mx.array) -> mx.array:
         """tokens int [B, 1 + streams, T], text first, -1 for no input -> the sum of their rows [B, T, hidden]."""
-        config = self.config
-        audio = [[config.vocab_size + 1 + i * (config.audio_vocab_size + 1)] for i in range(len(config.audio_delays))]
-        return self.embed_tokens(mx.where(tokens < 0, -1, tokens + mx.array([[0], *audio]))).sum(axis=1)
+        config, apart = self.config, self.config.demuxed_text
+        first = 0 if apart else config.vocab_size + 1
+        starts = [[first + i * (config.audio_vocab_size + 1)] for i in range(len(config.audio_delays))]
+        if config.end_reads_as_padding:
+            end = (tokens == END) & (mx.arange(tokens.shape[1]) == 0)[:, None]
+            tokens = mx.where(end, config.silent_text_tokens[1], tokens)
+        if not apart:
+            return self._rows(tokens, [[0], *starts])
+        text, audio = mx.split(tokens, [1], axis=1)
+        return self.embed_text(text.squeeze(1)) + self._rows(audio, starts)
+
+    def _rows(self, tokens: mx.array, starts: list[list[int]]) -> mx.array:
+        """The sum of the rows of tokens [B, streams, T], whose tables begin at `starts`."""
+        return self.embed_tokens(mx.where(tokens < 0, -1, tokens + mx.array(starts))).sum(axis=1)
 
     def step(self, inputs_embeds: mx.array, state: State) -> tuple[mx.array, State]:
-        """inputs_embeds [B, T, hidden], state -> last hidden state [B, T, hidden], state."""
+        """inputs_embeds [B, T, hidden], state -> last hidden state [B, T, hidden], state.
+
+        A state's `condition` [B, hidden] is added to every position.
+        """
+        if "condition" in state:
+            inputs_embeds = inputs_embeds + state["condition"][:, None]
         x, state = self.transformer(inputs_embeds, state)
         return self.norm(x), state
 
@@ -63,7 +86,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.model = self.helium_class(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = Linear(config.hidden_size, config.text_classes)
+        self.extra_heads = [Linear(config.hidden_size, config.extra_head_classes) for _ in range(config.extra_heads)]
         self.tokenizer: Any = None
         initialize(self, config.initializer_range, seed)
 

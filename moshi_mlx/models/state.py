@@ -37,20 +37,22 @@ def where(mask: mx.array, state: State, other: State) -> State:
 def keep_paused(active: mx.array, state: State, before: State) -> State:
     """`state` for the conversations where active (bool [B]) is true, `before` for those that a step only passed over.
 
-    Rings stay those of `state`, and nothing of them is copied: what a step writes for a paused conversation lies in
-    the slots that its next step overwrites before it looks at them, since its offset has not moved.
+    Rings, and what no step changes, stay those of `state`, and nothing of them is copied: what a step writes for a
+    paused conversation lies in the slots that its next step overwrites before it looks at them, since its offset has
+    not moved.
     """
     if isinstance(state, dict):
         return {
-            name: part if name == RINGS else keep_paused(active, part, before[name]) for name, part in state.items()
+            name: part if name in UNTOUCHED else keep_paused(active, part, before[name]) for name, part in state.items()
         }
     if isinstance(state, list):
         return [keep_paused(active, *parts) for parts in zip(state, before, strict=True)]
     return where(active, state, before)
 
 
-RINGS = "layers"
-"""What a transformer's state calls its rings, beside the offset that says what of them is seen."""
+UNTOUCHED = ("layers", "cross", "condition")
+"""Parts of a transformer's state: its rings, beside the offset that says what of them is seen, and what no step
+changes."""
 
 
 def flatten(state: State) -> list[tuple[str, mx.array]]:

@@ -43,7 +43,7 @@ def _temporal(model: Moshi, seen: mx.array, again: Weights | None) -> mx.array:
         attended, *_ = module.self_attn.over_sequence(module.norm1(x), None, span, config.rope_theta, None)
         return [module.finish(x, attended)]
 
-    x = helium.embed(seen)
+    x = model.embed(seen)
     for n, module in enumerate(helium.transformer.layers):
         (x,) = _run(layer, module, [x], again, f"decoder.model.transformer.layers.{n}.")
     return helium.norm(x)
@@ -67,7 +67,7 @@ def _depth(model: Moshi, hidden: mx.array, given: mx.array, again: Weights | Non
             # Steps that share weights, and norms, which all steps share, are trained under the name of the first.
             own, first = (f"depth_decoder.slices.{step}.transformer.layers.{n}." for step in (schedule.index(s), 0))
             x, *caches[n] = _run(layer, module, [x, *caches[n]], again, own, first + "norm")
-        steps.append(part.linear_out(x).reshape(*hidden.shape[:2], -1))
+        steps.append(part.logits(x).reshape(*hidden.shape[:2], -1))
     return mx.stack(steps, axis=1)
 
 

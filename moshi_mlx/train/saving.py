@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoints import adapters, kyutai_config, writing
+from ..checkpoints import adapters, writing
+from ..checkpoints.configs import kyutai_config
 from ..checkpoints.safetensors import load_lazily, read_metadata
 from ..errors import CheckpointError, ConfigError, brief, clipped
 from ..models.moshi import Moshi

@@ -262,7 +262,7 @@ BAD = {
         lambda f: edit_json(f / "config.json", lora_name="lora.safetensors"),
         "key 'lora_name' is 'lora.safetensors'",
     ),
-    "hibiki": (lambda f: edit_json(f / "config.json", model_type="hibiki"), "key 'model_type' is 'hibiki'"),
+    "helium": (lambda f: edit_json(f / "config.json", model_type="helium"), "key 'model_type' is 'helium'"),
     "tts": (lambda f: edit_json(f / "config.json", tts_config={"a": 1}), "key 'tts_config'"),
     "cfg": (lambda f: edit_json(f / "config.json", lm_gen_config={"cfg_coef": 2.0}), "key 'cfg_coef' is 2.0"),
     "bad json": (lambda f: (f / "config.json").write_text("{"), "config.json: not a JSON file"),

@@ -95,12 +95,14 @@ def test_what_says_nothing_in_kyutais_config(checkpoint, name):
 
 KYUTAI_SOMETHING = {
     "a fuser with a condition": ({"fuser": {**FUSER, "sum": ["speaker"]}}, "key 'fuser'"),
-    "conditioners": ({"conditioners": {"speaker": {"type": "lut"}}}, "key 'conditioners'"),
-    "another vocabulary out": ({"text_card_out": 5}, "key 'text_card_out'"),
+    "conditioners": ({"conditioners": {"speaker": {"type": "lut"}}}, "'speaker': key 'lut' is missing"),
+    "a condition that goes nowhere": (
+        {"conditioners": {"speaker": {"type": "tensor", "tensor": {"dim": 4}}}}, "says nothing of the condition",
+    ),
     "unknown": ({"use_something": True}, "unknown key 'use_something'"),
     "unknown number": ({"use_something": 0}, "unknown key 'use_something'"),
     "guidance": ({"lm_gen_config": {"cfg_coef": 3}}, "key 'cfg_coef'"),
-    "another model": ({"model_type": "hibiki"}, "key 'model_type'"),
+    "another model": ({"model_type": "helium"}, "key 'model_type'"),
     "an adapter by name": ({"lora": True, "lora_name": "hf://a/b/lora.safetensors"}, "merge the LoRA"),
     "contradicting blocks": (
         {"quantization": {"bits": 4, "group_size": 32}, "quantization_config": {"bits": 8, "group_size": 32}},

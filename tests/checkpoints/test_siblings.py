@@ -44,7 +44,7 @@ def test_sizes_in_a_file_of_their_own(checkpoint):
 
 
 def test_what_says_something_is_refused(checkpoint):
-    for keys in ({"text_card_out": 5}, {"fuser": {"sum": ["description"]}}, {"model_type": "hibiki"}):
+    for keys in ({"fuser": {"sum": ["description"]}}, {"model_type": "helium"}):
         folder = checkpoint()
         config = json.loads((folder / "config.json").read_text()) | keys
         (folder / "config.json").write_text(json.dumps(config))

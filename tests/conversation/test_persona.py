@@ -13,7 +13,7 @@ from personaplex import DELAY_2, SIZES, STUB
 
 import moshi_mlx
 from moshi_mlx import CheckpointError, InputError, MimiConfig, MoshiConfig
-from moshi_mlx.checkpoints import kyutai_config
+from moshi_mlx.checkpoints.configs import codec_keys
 from moshi_mlx.conversation.persona import Voice, tagged
 from moshi_mlx.conversation.speech import GreetingGate, SpeechDetector
 from moshi_mlx.models import state
@@ -98,7 +98,7 @@ def test_generate_of_several_and_its_streamer(plex):
 
 
 def mimi_config():
-    return MimiConfig(**kyutai_config.mimi_fields(personaplex.MIMI, "mimi_config.json"))
+    return MimiConfig(**codec_keys.mimi_fields(personaplex.MIMI, "mimi_config.json"))
 
 
 WAYS = {

@@ -9,7 +9,7 @@ import pytest
 from helpers import GOLDENS
 
 from moshi_mlx import ConfigError, MimiConfig, MoshiConfig, MoshiDepthConfig
-from moshi_mlx.checkpoints.huggingface_config import inexpressible
+from moshi_mlx.checkpoints.configs.huggingface_config import inexpressible
 
 LM = {
     key: value
@@ -63,9 +63,9 @@ def test_grouped_query_attention():
         ({"dim": None}, "key 'dim' is missing"),
         ({"dim": "big"}, "key 'dim' is 'big', expected a whole number"),
         ({"dim": True}, "key 'dim' is True, expected a whole number"),
-        ({"cross_attention": True}, "key 'cross_attention' is True; only False is supported"),
-        ({"conditioners": {"speaker": {}}}, "key 'conditioners'"),
-        ({"positional_embedding": "sin"}, "key 'positional_embedding' is 'sin'; only 'rope' is supported"),
+        ({"cross_attention": True}, "cross_attention is True, but no condition is one to look at"),
+        ({"conditioners": {"speaker": {}}}, "conditioners: 'speaker': key 'type' is missing"),
+        ({"positional_embedding": "sin"}, "'positional_embedding' is 'sin'; only rope and rope_concat are supported"),
         ({"norm": "layer_norm"}, "key 'norm' is 'layer_norm', expected one of"),
         ({"delays": [0, 1]}, "key 'delays' has 2 values, expected 17"),
         ({"delays": [1] + [0] * 16}, "gives text a delay of 1"),

@@ -30,7 +30,7 @@ def slices_of(tensors: Mapping[str, Tensor], config: MoshiConfig, layout: str, g
         "linears.{}", "depformer_in.{}",
     )  # fmt: skip
     steps, sets = _count(step, tensors), _count(part, tensors)
-    own, own_sets = config.num_codebooks, max(config.depth_decoder_config.schedule) + 1
+    own, own_sets = config.num_codebooks, config.depth_decoder_config.weight_sets
     if steps != own + config.user_codebooks or layout not in ("mlx", "kyutai"):
         return Slices(steps, own_sets, frozenset())
     like = dict(_mlx(tensors, own, steps) if layout == "mlx" else _kyutai(config, generation, steps, sets))
@@ -61,7 +61,7 @@ def _mlx(tensors: Mapping[str, Tensor], own: int, steps: int) -> Iterator[tuple[
 def _kyutai(config: MoshiConfig, generation: int, steps: int, sets: int) -> Iterator[tuple[str, str]]:
     """The same of Kyutai's PyTorch layout. Attention that all sets share in one tensor is not among them."""
     depth = config.depth_decoder_config
-    for s in range(max(depth.schedule) + 1, sets):
+    for s in range(depth.weight_sets, sets):
         yield f"depformer_in.{s}.weight", "depformer_in.0.weight"
         for n in range(depth.num_hidden_layers):
             layer = f"depformer.layers.{n}"

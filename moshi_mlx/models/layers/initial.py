@@ -17,6 +17,8 @@ def initialize(model: nn.Module, scale: float, seed: int) -> None:
     Nothing is computed before it is used, so that a model whose weights are loaded next pays nothing for these.
     """
     leaves = [(name, leaf) for name, leaf in flatten(model.parameters()) if leaf.ndim > 1]
+    if not leaves:
+        return
     keys = mx.random.split(mx.random.key(checked(seed)), len(leaves))
     parts = mx.split(keys, len(leaves))
     model.load_weights(
@@ -48,4 +50,5 @@ class Freezable(nn.Module):
 
 
 def _array_lists(module: nn.Module) -> list[str]:
-    return [name for name, value in module.items() if isinstance(value, list) and isinstance(value[0], mx.array)]
+    lists = ((name, value) for name, value in module.items() if isinstance(value, list))
+    return [name for name, value in lists if value and isinstance(value[0], mx.array)]

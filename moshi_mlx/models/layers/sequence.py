@@ -84,15 +84,16 @@ def span(
     return Span(offset, rotary, past[:, None], mx.argsort(held, axis=1), context, parts)
 
 
-def rotate(x: mx.array, positions: mx.array, theta: float) -> mx.array:
-    """Rotary embedding of x [B, H, T, D] at any positions int [B, T], on interleaved pairs."""
+def rotate(x: mx.array, positions: mx.array, theta: float, interleaved: bool = True) -> mx.array:
+    """Rotary embedding of x [B, H, T, D] at any positions int [B, T], on interleaved pairs or on halves."""
     half = x.shape[-1] // 2
     frequencies = theta ** (-mx.arange(half, dtype=mx.float32) / half)
     angles = positions[:, None, :, None] * frequencies  # [B, 1, T, half]
-    pairs = x.astype(mx.float32).reshape(*x.shape[:-1], half, 2)
-    a, b = (part.squeeze(-1) for part in mx.split(pairs, 2, axis=-1))
+    shape, axis = ((half, 2), -1) if interleaved else ((2, half), -2)
+    pairs = x.astype(mx.float32).reshape(*x.shape[:-1], *shape)
+    a, b = (part.squeeze(axis) for part in mx.split(pairs, 2, axis=axis))
     cos, sin = mx.cos(angles), mx.sin(angles)
-    turned = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    turned = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=axis)
     return turned.reshape(x.shape).astype(x.dtype)
 
 

@@ -28,6 +28,8 @@ class LayerConfig:
     norm_eps: float
     gated: bool
     head_dim: int
+    interleaved: bool = True  # rotary positions turn neighbours, else the halves of a head
+    crosses: bool = False  # whether the layer looks at something besides
 
     @classmethod
     def gated_of(cls, config: MoshiConfig | MoshiDepthConfig) -> LayerConfig:
@@ -40,6 +42,8 @@ class LayerConfig:
             norm_eps=config.rms_norm_eps,
             gated=True,
             head_dim=config.head_width,
+            interleaved=getattr(config, "rope_interleaved", True),
+            crosses=getattr(config, "cross_attention", False),
         )
 
 
@@ -53,6 +57,11 @@ class Attention(nn.Module):
         self.out_proj = Linear(queries, config.dim)
         self.heads = (config.num_heads, config.num_key_value_heads, config.num_key_value_heads)
         self.scale = config.head_dim**-0.5
+        self.interleaved = config.interleaved
+
+    def turned(self, x: mx.array, rope_theta: float, offset: int | mx.array) -> mx.array:
+        """Queries or keys [B, H, T, D] at the positions from `offset` on."""
+        return mx.fast.rope(x, x.shape[-1], traditional=self.interleaved, base=rope_theta, scale=1.0, offset=offset)
 
     def project(self, x: mx.array) -> mx.array:
         """x [B, T, dim], or [B, dim] for one position -> queries, keys and values in one [B, H + 2 Hkv, T, D]."""
@@ -65,8 +74,7 @@ class Attention(nn.Module):
         """x [B, T, dim] -> what attention saw [B, T, H D], before the output projection; cache."""
         queries, keys, _ = self.heads
         turning, v = mx.split(self.project(x), [queries + keys], axis=1)
-        turned = mx.fast.rope(turning, v.shape[-1], traditional=True, base=rope_theta, scale=1.0, offset=seen.offset)
-        q, k = mx.split(turned, [queries], axis=1)
+        q, k = mx.split(self.turned(turning, rope_theta, seen.offset), [queries], axis=1)
         cache = caches.write(cache, seen.slots, k, v)
         y = caches.attend(q, cache, seen.mask, self.scale)
         y = y if x.shape[1] == 1 else y.transpose(0, 2, 1, 3)
@@ -79,13 +87,39 @@ class Attention(nn.Module):
         queries, keys, _ = self.heads
         turning, v = mx.split(self.project(x), [queries + keys], axis=1)
         if span.rotary is None:
-            offset = 0 if span.past is None else span.offset
-            turned = mx.fast.rope(turning, v.shape[-1], traditional=True, base=rope_theta, scale=1.0, offset=offset)
+            turned = self.turned(turning, rope_theta, 0 if span.past is None else span.offset)
         else:
-            turned = sequence.rotate(turning, span.rotary, rope_theta)
+            turned = sequence.rotate(turning, span.rotary, rope_theta, self.interleaved)
         q, k = mx.split(turned, [queries], axis=1)
         y = sequence.attend(q, k, v, ring, span, self.scale, weights)
         return y.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1), k, v
+
+
+class CrossAttention(nn.Module):
+    """Attention to keys and values that stay what they are: no positions, no mask. in_proj has queries, keys, values.
+
+    Their source is what a conversation is told (`conditions`), so they are made once, and lie in its state.
+    """
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        self.in_proj = Linear(config.dim, 3 * config.num_heads * config.head_dim)
+        self.out_proj = Linear(config.num_heads * config.head_dim, config.dim)
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+
+    def keys_values(self, source: mx.array) -> State:
+        """source [B, S, dim] -> keys and values [B, H, S, D]."""
+        _, k, v = (self._heads(part) for part in mx.split(self.in_proj(source), 3, axis=-1))
+        return {"keys": k, "values": v}
+
+    def __call__(self, x: mx.array, fixed: State) -> mx.array:
+        """x [B, T, dim] -> what is added to it [B, T, dim]."""
+        q = self._heads(mx.split(self.in_proj(x), 3, axis=-1)[0])
+        y = mx.fast.scaled_dot_product_attention(q, fixed["keys"], fixed["values"], scale=self.head_dim**-0.5)
+        return self.out_proj(y.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
+
+    def _heads(self, x: mx.array) -> mx.array:
+        return x.reshape(*x.shape[:2], self.num_heads, self.head_dim).transpose(0, 2, 1, 3)
 
 
 class GatedMLP(nn.Module):
@@ -134,6 +168,9 @@ class TransformerLayer(nn.Module):
         self.norm1 = norm(config.dim, eps=config.norm_eps)
         self.norm2 = norm(config.dim, eps=config.norm_eps)
         self.self_attn = Attention(config)
+        if config.crosses:
+            self.norm_cross = nn.LayerNorm(config.dim, eps=1e-5)
+            self.cross_attention = CrossAttention(config)
         if config.gated:
             self.gating = GatedMLP(config.dim, config.hidden)
         else:
@@ -141,18 +178,23 @@ class TransformerLayer(nn.Module):
             self.layer_scale_1 = LayerScale(config.dim)
             self.layer_scale_2 = LayerScale(config.dim)
 
-    def finish(self, x: mx.array, attended: mx.array) -> mx.array:
-        """What follows attention: its output projection and the MLP, each added to the residual x."""
+    def finish(self, x: mx.array, attended: mx.array, fixed: State = None) -> mx.array:
+        """What follows attention: its output projection, cross-attention to what is `fixed`, and the MLP, each added
+        to the residual x."""
         out = self.self_attn.out_proj
         if "gating" in self:
             x = add_product(x, attended, out)
+            if "cross_attention" in self:
+                x = x + self.cross_attention(self.norm_cross(x), fixed)
             return add_product(x, self.gating.hidden(self.norm2(x)), self.gating.linear_out)
         x = x + self.layer_scale_1(out(attended))
         return x + self.layer_scale_2(self.mlp(self.norm2(x)))
 
-    def __call__(self, x: mx.array, cache: State, seen: caches.Window, rope_theta: float) -> tuple[mx.array, State]:
+    def __call__(
+        self, x: mx.array, cache: State, seen: caches.Window, rope_theta: float, fixed: State = None
+    ) -> tuple[mx.array, State]:
         attended, cache = self.self_attn(self.norm1(x), cache, seen, rope_theta)
-        return self.finish(x, attended), cache
+        return self.finish(x, attended, fixed), cache
 
 
 class Transformer(nn.Module):
@@ -187,10 +229,15 @@ class Transformer(nn.Module):
             raise InputError(f"got {length} positions in one call, but the state's caches take {room}")
         seen = caches.window(state["offset"], length, capacity, self.context)
         layers = []
-        for layer, cache in zip(self.layers, state["layers"], strict=True):
-            x, cache = layer(x, cache, seen, self.rope_theta)
+        fixed = state.get("cross", [None] * len(self.layers))
+        for layer, cache, source in zip(self.layers, state["layers"], fixed, strict=True):
+            x, cache = layer(x, cache, seen, self.rope_theta, source)
             layers.append(cache)
-        return x, {"offset": state["offset"] + length, "layers": layers}
+        return x, {**state, "offset": state["offset"] + length, "layers": layers}
+
+    def across(self, source: mx.array) -> State:
+        """What the layers' cross-attention looks at, of source [B, S, dim]: a state's `cross`."""
+        return [layer.cross_attention.keys_values(source) for layer in self.layers]
 
     def over_sequence(
         self,
@@ -224,7 +271,7 @@ class Transformer(nn.Module):
             layers.append(sequence.ring_after(ring, k, v, offset, lengths, capacity))
             if hidden_states is not None:
                 hidden_states.append(x)
-        return x, {"offset": offset + lengths, "layers": layers}
+        return x, {**(past or {}), "offset": offset + lengths, "layers": layers}
 
     def _layer_over_sequence(
         self, layer: TransformerLayer, x: mx.array, ring: State, span: sequence.Span, attentions: list[mx.array] | None

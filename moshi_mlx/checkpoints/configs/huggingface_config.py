@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from ..errors import require
+from ...errors import require
+from ...models.config import MoshiConfig
 from .keys import Keys
 
 # Fields of the same name and meaning, by type.
@@ -42,6 +43,12 @@ MIMI_CONSTANTS = {
 OURS = {
     "audio_delays": None, "silent_text_tokens": (0, 3), "weights_per_step_schedule": None, "low_rank_embeddings": None,
 }  # fmt: skip
+
+# Fields that no config of transformers has, nor its model.
+UNKNOWN = (
+    "role", "conditions", "cross_attention", "rope_interleaved", "text_vocab_out", "extra_heads", "demuxed_text",
+    "end_reads_as_padding",
+)  # fmt: skip
 
 # Keys that every transformers config may carry and that mean nothing here.
 IGNORED = (
@@ -184,6 +191,10 @@ def _rope_dict(config: Any) -> dict[str, Any]:
 
 def inexpressible(config: Any) -> list[str]:
     """Fields of a MoshiConfig whose value transformers could not honour, were it written for it."""
-    extra = set(moshi_dict(config)) | {f"depth_decoder_config.{k}" for k in depth_dict(config.depth_decoder_config)}
     # Steps that share weights are written out one by one, and which tokens are silent concerns who prints them.
-    return sorted(extra & {"audio_delays", "depth_decoder_config.low_rank_embeddings"})
+    plain = MoshiConfig()
+    lost = {name for name in UNKNOWN if getattr(config, name) != getattr(plain, name)}
+    depth = config.depth_decoder_config
+    names = ("low_rank_embeddings", "output_norm", "demuxed_text")
+    lost |= {f"depth_decoder_config.{name}" for name in names if getattr(depth, name)}
+    return sorted(lost | ({"audio_delays"} & set(moshi_dict(config))))

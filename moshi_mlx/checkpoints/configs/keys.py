@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-from ..errors import ConfigError, brief, clipped
+from ...errors import ConfigError, brief, clipped
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""Configuration files, Kyutai's and Hugging Face's, as the fields of our configs and back."""
