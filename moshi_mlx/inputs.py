@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -70,6 +69,8 @@ def check_names(function: str, given: Collection[str], known: Collection[str]) -
     """Raises TypeError for a name that a function does not know, in Python's own words, and since 3.13 its advice."""
     for name in given:
         if name not in known:
+            import difflib
+
             near = difflib.get_close_matches(name, known, n=1)
             advice = f". Did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{advice}")

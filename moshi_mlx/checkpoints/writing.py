@@ -6,7 +6,6 @@ Nothing larger than one block of tensors is in memory while a plan is carried ou
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -234,6 +233,8 @@ def carry_out(
     Raises InputError where `path` exists and is not to be overwritten, CheckpointError where it cannot be written;
     then nothing is left of it.
     """
+    import shutil
+
     with new_folder(path, overwrite) as folder:
         needed, free = sum(plan.sizes().values()), shutil.disk_usage(folder).free
         if needed > free:

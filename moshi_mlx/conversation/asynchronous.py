@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .frame import Frame
 from .session import Session
+
+if TYPE_CHECKING:  # a tenth of the time to import the package; who has an event loop has it already
+    import asyncio
 
 WAITING = 8  # frames, 0.64 s
 
@@ -50,6 +52,8 @@ class AsyncConversation:
     # In and out of the block
 
     async def __aenter__(self) -> AsyncConversation:
+        import asyncio
+
         if self._thread is not None:
             raise InputError("conversation: was entered already; make another one with model.conversation()")
         self._loop = asyncio.get_running_loop()
@@ -73,6 +77,8 @@ class AsyncConversation:
 
     async def _close(self) -> None:
         """End the thread, after the frame that it works on; what waits behind it is dropped."""
+        import asyncio
+
         self._ended = True
         self._work.put(None)
         thread = self._thread

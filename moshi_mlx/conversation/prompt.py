@@ -9,10 +9,8 @@ already says it, is what the prompt says, and the depth decoder sees that too.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -187,6 +185,8 @@ def fingerprint(model: Moshi, whole: bool = False) -> str:
     Sizes, and of every parameter of the temporal transformer (of the model, with `whole`) its name, type and first
     values: so that another fine-tune or other bits are another model.
     """
+    import hashlib
+
     config, digest = model.config, hashlib.sha256()
     digest.update(json.dumps([config.sliding_window, config.rope_theta, config.audio_delays]).encode())
     leaves = flatten((model if whole else model.decoder).parameters())
@@ -206,7 +206,7 @@ def save(model: Moshi, prompt: Prefilled, path: str | Path) -> None:
 def write_file(path: str | Path, arrays: dict[str, mx.array], about: dict[str, str], what: str) -> None:
     """Arrays and what is said of them, under a temporary name first. Raises InputError, which names `what`."""
     path = _path(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.safetensors")
+    partial = path.with_name(f".{path.name}.{os.urandom(4).hex()}.safetensors")
     try:
         mx.save_safetensors(str(partial), arrays, about)
         os.replace(partial, path)

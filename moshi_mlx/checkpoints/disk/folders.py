@@ -10,9 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import hashlib
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -100,6 +98,8 @@ def hidden(path: Path, kind: str) -> Path:
     """The name beside `path` under which a folder is filled ("partial"), kept ("old") or locked ("lock")."""
     name = os.fsencode(path.name)
     if len(name) > LONGEST_NAME:
+        import hashlib
+
         name = name[: LONGEST_NAME - 8] + hashlib.sha256(name).hexdigest()[:8].encode()
     return path.parent / f".{os.fsdecode(name)}.{kind}"
 
@@ -174,6 +174,8 @@ def _cleared(path: Path) -> Iterator[None]:
 
 def _clear(path: Path) -> None:
     """No hidden folder beside `path`. Where a replaced one stands under its hidden name alone, it comes back."""
+    import shutil
+
     partial, old = hidden(path, "partial"), hidden(path, "old")
     if old.is_dir() and not old.is_symlink() and not os.path.lexists(path):
         old.rename(path)

@@ -6,16 +6,18 @@ They are asked for by name, and a name is never a path: what is not in the list 
 from __future__ import annotations
 
 import io
-import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...conversation.persona import Voice
 from ...errors import CheckpointError, InputError
 from ..names import VOICES_ARCHIVE_NAME, VOICES_FOLDER_NAME
-from . import torch_file
+
+if TYPE_CHECKING:
+    from tarfile import TarFile, TarInfo
 
 TORCH_SUFFIX = ".pt"
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -57,7 +59,7 @@ class Voices:
         archived = self._archived(stem)
         if stem in archived:
             where = f"{self.folder / VOICES_ARCHIVE_NAME}: {stem}{TORCH_SUFFIX}"
-            return _voice(torch_file.read(io.BytesIO(archived[stem]), where), stem, where)
+            return _read(io.BytesIO(archived[stem]), stem, where)
         known = self.names()
         listed = (
             ", ".join(known)
@@ -80,6 +82,8 @@ class Voices:
         path = self.folder / VOICES_ARCHIVE_NAME
         if not path.is_file():
             return {}
+        import tarfile
+
         found: dict[str, bytes] = {}
         try:
             with tarfile.open(path, "r:*") as archive:
@@ -102,7 +106,7 @@ def stem_of(name: str) -> str:
     return name
 
 
-def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
+def _member(archive: TarFile, member: TarInfo, path: Path) -> bytes:
     if member.size > MAX_VOICE_BYTES:
         raise CheckpointError(f"{path}: {member.name} has more than {MAX_VOICE_BYTES >> 20} MB, which no voice needs")
     stream = archive.extractfile(member)
@@ -112,7 +116,13 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> by
 
 def read_voice(path: str | Path) -> Voice:
     """A published voice from a `.pt` file. Raises CheckpointError."""
-    return _voice(torch_file.read(path), Path(path).stem, str(path))
+    return _read(path, Path(path).stem, str(path))
+
+
+def _read(file: str | Path | io.BytesIO, name: str, where: str) -> Voice:
+    from . import torch_file  # few have voices, and the package is to be imported fast
+
+    return _voice(torch_file.read(file, where), name, where)
 
 
 def _voice(tensors: dict[str, np.ndarray], name: str, where: str) -> Voice:
