@@ -17,6 +17,7 @@ from moshi_mlx.conversation.duplex import DuplexSampling
 from moshi_mlx.errors import ConfigError
 from moshi_mlx.models.sampling import noise, sample
 from moshi_mlx.models.state import State
+from moshi_mlx.roles import steps
 
 from . import random_checkpoint
 
@@ -28,6 +29,7 @@ SIZES = tuple(random_checkpoint.SIZES)
 SAMPLING = DuplexSampling()
 DTYPES = ("bfloat16", "float16", "float32")
 GROUP_SIZES = {4: 32, 8: 64}  # of Kyutai's q4 and q8 files
+SEEN = 625  # vectors of a speaker's voices: five slots of 10 s
 WARMUP = 3  # frames: the first compiles
 
 
@@ -100,6 +102,9 @@ def work(model: MoshiForConditionalGeneration, spec: Spec) -> Work:
     codec = {"mimi-encode": _encode, "mimi-decode": _decode, "depth-step": _depth}
     if spec.case in codec:
         return codec[spec.case](model, spec.batch)
+    role = {"transcriber": _listening, "speaker": _speaking}.get(model.config.role)
+    if role is not None:
+        return role(model, spec)
     language = spec.case == "lm-step"
     return (_language if language else _duplex)(model, spec)
 
@@ -155,6 +160,44 @@ def _duplex(model: MoshiForConditionalGeneration, spec: Spec) -> Work:
     )
 
 
+def _listening(model: MoshiForConditionalGeneration, spec: Spec) -> Work:
+    """A frame of a transcriber: sound to codes, then one position (as the case `lm-step`, the position alone)."""
+    config, mimi = model.config, model.audio_encoder
+    if spec.case == "lm-step":
+
+        def listen(codes: mx.array, state: State) -> tuple[Any, State]:
+            text, heads, state = steps.listen(model, codes, state, SAMPLING)
+            return (text, heads), state
+
+        return Work(listen, lambda: _state(model, spec), _random_codes(model, config.user_codebooks, spec.batch))
+
+    def step(pcm: mx.array, state: State) -> tuple[Any, State]:
+        codes, encoder = mimi.encode_step(pcm, state["encoder"], config.user_codebooks)
+        text, heads, state = steps.listen(model, codes[..., 0], {**state, "encoder": encoder}, SAMPLING)
+        return (text, heads), state
+
+    sound = noise_frames(spec.batch, mimi.config.frame_size)
+    return Work(step, lambda: _state(model, spec), lambda n: mx.array(sound[n % len(sound)]))
+
+
+def _speaking(model: MoshiForConditionalGeneration, spec: Spec) -> Work:
+    """A frame of a speaker, past the start of its sound: the token asked for, the codes, the sound (not of `lm-step`).
+
+    The word machine, which answers on the host, is left out: the token given is padding.
+    """
+
+    def step(text: mx.array, state: State) -> tuple[Any, State]:
+        asked, heard = steps.ask(model, state, SAMPLING)
+        _, column, state = steps.say(model, text, heard, SAMPLING)
+        if spec.case == "lm-step":
+            return (asked, column), state
+        sound, decoder = model.audio_encoder.decode_step(column[:, :, None], state["decoder"])
+        return (asked, sound), {**state, "decoder": decoder}
+
+    padding = model.config.silent_text_tokens[-1]
+    return Work(step, lambda: _state(model, spec), lambda n: mx.full((spec.batch,), padding, mx.int32))
+
+
 def _random_codes(model: MoshiForConditionalGeneration, count: int, batch: int) -> Callable[[int], mx.array]:
     entries = model.config.audio_vocab_size
     codes = np.random.default_rng(0).integers(0, entries, (16, batch, count), np.int32)
@@ -166,7 +209,12 @@ def _state(model: MoshiForConditionalGeneration, spec: Spec) -> State:
     context = model.config.sliding_window
     position = {"empty": 0, "half": context // 2, "full": context}[spec.context]
     capacity = ring_capacity(position + WARMUP + spec.frames, context, model.config.head_width, spec.kv_bits)
-    state = duplex.init_state(model, list(range(spec.batch)), capacity, spec.kv_bits)
+    told = {
+        one.name: (np.zeros((SEEN, one.dim), np.float32), np.ones(SEEN, bool))
+        for one in model.config.conditions
+        if one.is_sequence
+    }
+    state = duplex.init_state(model, list(range(spec.batch)), capacity, spec.kv_bits, told)
     offset = mx.full((spec.batch,), position, mx.int32)
     return {**state, "offset": offset, "temporal": {**state["temporal"], "offset": offset}}
 

@@ -1,6 +1,7 @@
 """How many people a chip holds at once, on paper, and what a batch costs here.
 
     python -m bench.people chips                     # from a frame's bytes and published bandwidths; no Mac was run
+    python -m bench.people family --chip M1 "M4 Max" # the same of Moshi's sister models
     python -m bench.people batch --slots 1 2 4 8     # B conversations in one step against B steps, measured here
     python -m bench.people sockets --people 8        # our own code between socket and model, measured here
 
@@ -29,6 +30,7 @@ from moshi_mlx.terminal.arguments import Parser
 
 from . import cases, measure
 from .paper import dispatches, roofline
+from .published import PUBLISHED
 
 PAPER_SECONDS, LIKELY_SECONDS, LIKELY_SHARE = 0.072, 0.074, 0.8
 # (rows, what a product of 4-bit weights with so many rows costs of one with a single row)
@@ -37,16 +39,16 @@ MOST = 200
 
 
 class Needs(NamedTuple):
-    """Of a frame of 7B: bytes of weights, bytes of one conversation's full cache, seconds to start the kernels."""
+    """Of a frame: bytes of weights, bytes of one conversation's full cache, seconds to start the kernels."""
 
     weights: float
     cache: float
     kernels: float
 
 
-def counted(bits: int, kv_bits: int | None) -> Needs:
+def counted(bits: int | None, kv_bits: int | None, size: str = "7b") -> Needs:
     """Read off the graph of a frame."""
-    model = roofline.weightless(cases.config_of("7b"), bits)
+    model = roofline.weightless(cases.config_of(size), bits)
     work = cases.work(model, cases.Spec("duplex-frame", context="full", frames=1, kv_bits=kv_bits))
     state = roofline.weightless_tree(work.state())
     traffic = measure.traffic(model, work._replace(state=lambda: state))
@@ -87,6 +89,27 @@ def of_chips(names: list[str]) -> str:
     )
     title = f"People at once, paper / likely, with full contexts of 7B ({sizes}). Computed; no Mac was run."
     return f"{title}\n\n{measure.table(['chip', 'GB/s', *kinds], rows)}"
+
+
+def of_family(names: list[str], bits: int | None = 4) -> str:
+    """A table of the sister models: what a frame of each reads and launches, its least time and people at once."""
+    chosen = [chip for name in names for chip in chips.find(name)]
+    rows = []
+    for size in PUBLISHED:
+        needs = counted(bits, None, size)
+        kernels = round(needs.kernels * 1e6 / roofline.KERNEL_US)
+        least = (
+            f"{1e3 * ((needs.weights + needs.cache) / chip.bandwidth / 1e9 + needs.kernels):.0f} ms, "
+            f"{paper(chip, needs)} / {likely(chip, needs)}"
+            for chip in chosen
+        )
+        rows.append([size, f"{needs.weights / 1e9:.2f}", f"{needs.cache / 1e9:.2f}", str(kernels), *least])
+    headers = ["model", "GB of weights a frame", "GB of cache a person", "kernels", *(chip.name for chip in chosen)]
+    title = (
+        f"A frame of each sister model in {roofline.weights_name(bits)}, contexts full: its least ms, and people at "
+        "once, paper / likely. Computed; no Mac was run."
+    )
+    return f"{title}\n\n{measure.table(headers, rows)}"
 
 
 def of_batches(model: Any, slots: list[int], frames: int, rounds: int) -> str:
@@ -171,6 +194,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m bench.people", description=__doc__.splitlines()[0] if __doc__ else None)
     kinds = parser.add_subparsers(dest="kind", required=True)
     kinds.add_parser("chips").add_argument("--chip", nargs="+", default=[])
+    family = kinds.add_parser("family")
+    family.add_argument("--chip", nargs="+", default=["M1", "M2 Pro", "M4 Max"])
+    family.add_argument("--bits", type=int, choices=(4, 8), default=4)
     batch = kinds.add_parser("batch")
     batch.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8])
     batch.add_argument("--model", default="miniature")
@@ -190,6 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         asyncio.run(talk_all(arguments.address, arguments.people, arguments.seconds))
     elif arguments.kind == "chips":
         print(of_chips(arguments.chip))
+    elif arguments.kind == "family":
+        print(of_family(arguments.chip, arguments.bits))
     elif arguments.kind == "batch":
         import mlx.core as mx
 

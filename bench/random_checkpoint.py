@@ -2,7 +2,8 @@
 
     python -m bench.random_checkpoint 7b moshi-random-q4 --bits 4
 
-Sizes: small (3 MB, codec included), tiny, mid (1.57 GB of float32), 7b (Moshi). Seeded: the same bytes every time.
+Sizes: small (3 MB, codec included), tiny, mid (1.57 GB of float32), 7b (Moshi), and those of `published`. Seeded: the
+same bytes every time.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import mlx.nn as nn
 
 from moshi_mlx import MimiConfig, MimiModel, MoshiConfig, MoshiForConditionalGeneration
 from moshi_mlx.checkpoints.filling import module_at
-from moshi_mlx.checkpoints.layouts import Row, kyutai_mlx, linear, mimi
+from moshi_mlx.checkpoints.layouts import Row, conditions, kept_whole, kyutai_mlx, linear, mimi
 from moshi_mlx.models.layers.conv import StridedConv, TransposedConv
+
+from .published import PUBLISHED
 
 MIMI_NAME, TOKENIZER_NAME = "mimi.safetensors", "tokenizer.model"
 
@@ -67,6 +70,7 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tiny": (lm_config(64, 2, 64, 6, 512, 2048), FULL_MIMI),
     "mid": (lm_config(1024, 8, 512, 6, 32000, 2048), FULL_MIMI),
     "7b": (lm_config(4096, 32, 1024, 6, 32000, 2048), FULL_MIMI),
+    **{name: (keys, FULL_MIMI) for name, keys in PUBLISHED.items()},
 }
 
 
@@ -74,12 +78,15 @@ def language_tensors(config: MoshiConfig, bits: int | None, dtype: mx.Dtype) -> 
     """(name, tensor) of a language model in the MLX layout; with bits, every matrix quantized as Kyutai's files are."""
     shared: dict[str, mx.array] = {}  # the steps of a depth decoder have the same norms
     model = MoshiForConditionalGeneration(config)  # zeros that are never evaluated: only their shapes are read
+    whole, told = kept_whole(config), {name for row in conditions(config) for name in row.theirs}
     for row in kyutai_mlx(config):
         shape = _shape_of(model, row)
         rows = row.rows or (shape[0] // len(row.theirs),) * len(row.theirs)
         for name, count in zip(row.theirs, rows, strict=True):
-            for made, value in _tensor(name, (count, *shape[1:]), bits, dtype):
-                norm = "depformer" in made and ".norm" in made
+            kept = name.removesuffix(".weight") in whole
+            kind = mx.float32 if name in told else dtype
+            for made, value in _tensor(name, (count, *shape[1:]), None if kept else bits, kind):
+                norm = "depformer" in made and "transformer." in made and ".norm" in made
                 yield made, shared.setdefault(made.split("transformer.")[1], value) if norm else value
 
 
@@ -94,7 +101,7 @@ def _tensor(name: str, shape: tuple[int, ...], bits: int | None, dtype: mx.Dtype
     if len(shape) == 1:
         yield name, (1 + 0.1 * mx.random.normal(shape)).astype(dtype)
         return
-    spread = 0.5 if "emb" in name else 1 / math.sqrt(shape[1])
+    spread = 0.5 if "emb" in name else 1 / math.sqrt(shape[-1])
     if not bits:
         yield name, (spread * mx.random.normal(shape)).astype(dtype)
         return

@@ -23,6 +23,7 @@ from moshi_mlx import MoshiConfig, MoshiForConditionalGeneration
 from moshi_mlx.checkpoints.filling import fill
 from moshi_mlx.checkpoints.layouts import kyutai_mlx
 from moshi_mlx.conversation import duplex
+from moshi_mlx.models.layers.demuxed import DemuxedEmbedding
 from moshi_mlx.models.state import State, flatten, unflatten
 
 from .. import cases, measure
@@ -55,6 +56,10 @@ def weightless(config: MoshiConfig, bits: int | None, dtype: mx.Dtype = mx.bfloa
     tensors = dict(language_tensors(config, bits, dtype))  # lazy, and never evaluated
     fill(model, list(kyutai_mlx(config)), tensors)
     model.update(weightless_tree(model.parameters()))
+    model.refresh()
+    for _, module in model.named_modules():
+        if isinstance(module, DemuxedEmbedding):  # what it derives is no parameter
+            module._tables = weightless_tree({"tables": module._tables})["tables"]
     return model
 
 
@@ -125,11 +130,16 @@ def of_work(work: Work) -> Counter[str]:
 def of_parts(
     model: MoshiForConditionalGeneration, kv_bits: int | None = None, batch: int = 1
 ) -> dict[str, Counter[str]]:
-    """Of the parts of a frame, and of the whole; `language` goes up to the text token, `depth` samples the codes."""
-    found = {}
+    """Of the parts of a frame that a model has, and of the whole.
+
+    `language` goes up to the text token (of a speaker: to its codes), `depth` samples the codes.
+    """
+    found, own, user = {}, model.config.num_codebooks, model.config.user_codebooks
     for part, case in PARTS.items():
+        if (part in ("depth", "decode") and not own) or (part == "encode" and not user):
+            continue
         work = cases.work(model, cases.Spec(case or "lm-step", context="full", frames=1, batch=batch, kv_bits=kv_bits))
-        work = work if case else work._replace(step=_language(model))
+        work = work if case or not (own and user) else work._replace(step=_language(model))
         found[part] = of_work(work)
     return found
 

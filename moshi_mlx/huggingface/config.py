@@ -195,9 +195,9 @@ class MoshiConfig(_Written, plain.MoshiConfig):
     @classmethod
     def from_kyutai(cls, values: Mapping[str, Any], where: str, mimi: plain.MimiConfig | None = None) -> MoshiConfig:
         """From the language model's part of Kyutai's `config.json`."""
-        kind_of(Keys({name: values[name] for name in KIND_KEYS if name in values}, where))
+        kind = kind_of(Keys({name: values[name] for name in KIND_KEYS if name in values}, where))
         said = {name: value for name, value in values.items() if name not in KIND_KEYS}
-        return cls(**kyutai_config.moshi_fields(said, where), audio_encoder_config=mimi or MimiConfig())
+        return cls(**kyutai_config.moshi_fields(said, where, kind), audio_encoder_config=mimi or MimiConfig())
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path, revision: str | None = None) -> MoshiConfig:

@@ -24,7 +24,10 @@ DECODER = TRANSFORMER | {
     "num_codebooks": int, "use_cache": bool, "hidden_act": str, "attention_dropout": float,
     "tie_word_embeddings": bool,
 }  # fmt: skip
-DEPTH = DECODER | {"input_size": int, "weights_per_step_schedule": list, "low_rank_embeddings": int}
+DEPTH = DECODER | {
+    "input_size": int, "weights_per_step_schedule": list, "low_rank_embeddings": int, "output_norm": bool,
+    "demuxed_text": bool,
+}  # fmt: skip
 MOSHI = DECODER | {"audio_delays": list, "silent_text_tokens": list}
 MIMI = TRANSFORMER | {
     "sampling_rate": int, "num_filters": int, "num_residual_layers": int, "upsampling_ratios": list,
@@ -42,6 +45,7 @@ MIMI_CONSTANTS = {
 # Fields of ours that transformers has not: written only where they say something else than it takes for granted.
 OURS = {
     "audio_delays": None, "silent_text_tokens": (0, 3), "weights_per_step_schedule": None, "low_rank_embeddings": None,
+    "output_norm": False, "demuxed_text": False,
 }  # fmt: skip
 
 # Fields that no config of transformers has, nor its model.
