@@ -98,11 +98,9 @@ moshi_status moshi_load(const char* bundle, const char* checkpoint, const moshi_
     auto chosen = read_options(options, moshi_load_defaults(), "options");
     auto made = std::make_shared<Model>(bundle, checkpoint, chosen);
     if (chosen.warm_up) {  // a frame of a conversation that nobody hears: what is compiled at first use, is now
-      std::unique_ptr<Conversation> talk;
       made->run([&] {
-        talk = std::make_unique<Conversation>(made, default_settings(made->bundle));
-        talk->step(std::vector<float>(size_t(made->bundle.number("frame_size"))).data(), size_t(made->bundle.number("frame_size")));
-        talk->free_arrays();
+        std::vector<float> silence(size_t(made->bundle.number("frame_size")));
+        Conversation(made, default_settings(made->bundle)).step(silence.data(), silence.size());
       });
     }
     *model = new moshi_model{std::move(made)};

@@ -23,14 +23,22 @@ Model::Model(const std::string& folder, const std::string& checkpoint, const mos
       if (options.warm_up) trace_ahead();
     });
   } catch (...) {
-    run([this] { default_voice_.reset(), parts_.reset(), parameters_.clear(); });
+    free_arrays();
     throw;
   }
 }
 
-Model::~Model() {
-  run([this] { default_voice_.reset(), parts_.reset(), parameters_.clear(); });
+void Model::free_arrays() noexcept {
+  try {
+    run([this] { default_voice_.reset(), parts_.reset(), parameters_.clear(); });
+  } catch (...) {  // the process is ending: MLX may be gone, so its arrays are left to the system
+    static_cast<void>(new auto(std::move(default_voice_)));
+    static_cast<void>(parts_.release());
+    static_cast<void>(new auto(std::move(parameters_)));
+  }
 }
+
+Model::~Model() { free_arrays(); }
 
 // The published tensors, still in their files; each is one of the bundle's.
 Arrays Model::read_published(const std::string& checkpoint) const {

@@ -48,6 +48,7 @@ class Model {
     std::map<int, Graph> think, grow;
     std::map<int, Compiled> hear, hear_codes;
   };
+  void free_arrays() noexcept;
   void load(const std::string& checkpoint);
   Arrays read_published(const std::string& checkpoint) const;
   Graph bound(const std::string& name, size_t inputs, size_t outputs) const;
