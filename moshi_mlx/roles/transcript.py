@@ -110,10 +110,11 @@ class Transcript:
     def as_srt(self) -> str:
         """Subtitles of at most two rows of 42 letters and six seconds."""
         cues = [cue for line in self.lines for cue in _cues(line)]
-        begins = [cue[0].start for cue in cues[1:]] + [float("inf")]
+        begins = [cue[0].start for cue in cues]
+        shown = zip(cues, begins, [*begins[1:], float("inf")], strict=False)
         return "".join(
-            f"{n}\n{clock(cue[0].start, ',')} --> {clock(_end_of(cue, next_one), ',')}\n{_rows(text_of(cue))}\n\n"
-            for n, (cue, next_one) in enumerate(zip(cues, begins, strict=True), 1)
+            f"{n}\n{clock(start, ',')} --> {clock(_end_of(cue, following), ',')}\n{_rows(text_of(cue))}\n\n"
+            for n, (cue, start, following) in enumerate(shown, 1)
         )
 
     def as_json(self) -> str:
