@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ..errors import AudioError
 from ..terminal.outputs import Output
 from .hearing import EndWord, Word
+from .listener import Step
 from .pauses import EndPause, Pause
 
 PAUSE_SECONDS = 1.5  # without a word, after which the next one begins a new line
@@ -67,6 +68,10 @@ class Transcript:
         elif isinstance(event, EndWord) and self.words:
             last = self.words[-1]
             self.words[-1] = last._replace(end=min(event.stop, _latest_end(last)))
+        elif isinstance(event, Step):
+            if event.pauses and event.time > self.seconds:  # silence that was put between takes no time
+                self.probabilities.append(event.pause)
+            self.seconds = max(self.seconds, event.time)
         elif isinstance(event, Pause):
             self._paused = event.start
         elif isinstance(event, EndPause):
