@@ -42,6 +42,7 @@ class _Hand:
     begun: float = 0.0  # when it begins, or the last one began
     joined: bool = False  # whether it is the rest of one that was given out
     open: bool = False  # whether a word was given out and its end was not
+    ended: float = 0.0  # when the last one ended
 
 
 class WordMachine:
@@ -103,7 +104,7 @@ class WordMachine:
             hand.joined = True
             return self._add(piece)
         else:
-            start = max(0.0, time - self._frame)
+            start = max(hand.ended, time - self._frame)
             given = self._ended(start)
         hand.announced, hand.begun, hand.joined = None, start, False
         return [*given, *self._add(piece)]
@@ -136,8 +137,11 @@ class WordMachine:
         return [Word(" ".join(text.split()), round(hand.begun, 3), hand.joined)]
 
     def _ended(self, time: float) -> list[Word | EndWord]:
-        was, self._hand.open = self._hand.open, False
-        return [EndWord(round(max(time, self._hand.begun), 3))] if was else []
+        hand = self._hand
+        if not hand.open:
+            return []
+        hand.open, hand.ended = False, round(max(time, hand.begun), 3)
+        return [EndWord(hand.ended)]
 
 
 class Clock:

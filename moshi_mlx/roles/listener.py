@@ -37,18 +37,14 @@ Event = Step | Word | EndWord | Pause | EndPause
 
 def check_role(model: Any) -> None:
     """Raises InputError for a model that does not transcribe."""
-    role = getattr(getattr(model, "config", None), "role", None)
-    if role == "transcriber":
-        return
-    got = f"a {role} model" if isinstance(role, str) else f"a {type(model).__name__}"
-    raise InputError(f"model: got {got}, expected a transcriber (STT), such as kyutai/stt-1b-en_fr{_RUNS.get(role, '')}")
+    role = str(getattr(getattr(model, "config", None), "role", ""))
+    if role != "transcriber":
+        got = f"a {role} model" if role else f"a {type(model).__name__}"
+        advice = f"; python -m moshi_mlx.{_PROGRAMS[role]} runs this one" if role in _PROGRAMS else ""
+        raise InputError(f"model: got {got}, expected a transcriber (STT), such as kyutai/stt-1b-en_fr{advice}")
 
 
-_RUNS = {
-    "dialogue": "; python -m moshi_mlx.local talks with this one",
-    "translator": "; python -m moshi_mlx.translate runs this one",
-    "speaker": "; python -m moshi_mlx.say runs this one",
-}
+_PROGRAMS = {"dialogue": "local", "translator": "translate", "speaker": "say"}
 
 
 def flush_frames(config: MoshiConfig) -> int:

@@ -89,7 +89,9 @@ class Transcriber:
         config = self.model.config
         with self._turns.taken("feed_codes"):
             if len(self._partial):
-                raise inputs.InputError("feed_codes: came after part of a frame of sound; flush it, or feed whole frames")
+                raise inputs.InputError(
+                    "feed_codes: came after part of a frame of sound; flush it, or feed whole frames"
+                )
             shape = (config.user_codebooks, None)
             columns = np.array(inputs.tokens("codes", codes, shape, -1, config.most_user_code)).T
             return [event for one in columns for event in self._people.step_codes({self._row: one})[self._row]]

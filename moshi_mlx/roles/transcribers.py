@@ -65,6 +65,8 @@ class Transcribers:
         self._unfit: set[int] = set()  # places whose rings hold infinities
         self._turns = inputs.Turns()
         self._steps: dict[int | None, Any] = {}
+        self._state: State = None
+        self._encoder: State = None
         self._encode = mx.compile(
             lambda sound, encoder, parts: listening.encode(model, sound, encoder, Parts(*parts), self.codebooks)
         )
@@ -221,14 +223,15 @@ class Transcribers:
     def _heard(self, given: Mapping[Listener, tuple[np.ndarray, int]], parts: list[mx.array]) -> tuple[Any, State]:
         """The codes [B, K] of what each row is given: sound, or codes that pass by the encoder."""
         if not _is_sound(given):
-            codes = np.zeros((self.slots, self.model.config.user_codebooks), np.int32)
+            columns = np.zeros((self.slots, self.model.config.user_codebooks), np.int32)
             for row, (column, _) in given.items():
-                codes[row._place] = column
-            return mx.array(codes), self._encoder
+                columns[row._place] = column
+            return mx.array(columns), self._encoder
         sound = np.zeros((self.slots, self.frame_size), np.float32)
         for row, (pcm, _) in given.items():
             sound[row._place] = pcm
-        return self._encode(mx.array(sound), self._encoder, parts)  # type: ignore[no-any-return]
+        codes, encoder = self._encode(mx.array(sound), self._encoder, parts)
+        return codes, encoder
 
     def _parts(self, given: Mapping[Listener, Any], takes_part: list[Listener]) -> list[mx.array]:
         """The arrays of `rows.Parts`."""

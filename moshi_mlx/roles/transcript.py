@@ -92,8 +92,9 @@ class Transcript:
         if self._paused is not None:
             self.pauses.append((self._paused, self.seconds))
             self._paused = None
-        if self.words and self.words[-1].start < seconds < self.words[-1].end:
-            self.words[-1] = self.words[-1]._replace(end=self.seconds)
+        if self.words:
+            last = self.words[-1]
+            self.words[-1] = last._replace(end=max(last.start, min(last.end, self.seconds)))
 
     @property
     def lines(self) -> list[Line]:

@@ -1,4 +1,4 @@
-"""A transcriber equals the reference, frame by frame, in any chunks, beside others, past its context and after a refresh."""
+"""A transcriber equals the reference: in any chunks, beside others, past its context and after a refresh."""
 
 import mlx.core as mx
 import numpy as np
@@ -126,7 +126,11 @@ def test_a_flush_takes_no_time_and_words_keep_the_times_of_their_sound(request, 
     second = transcriber.feed(noise(40))
     assert steps_of(second)[0].time == round(21.5 * 0.08, 3)
     assert transcriber.seconds == pytest.approx(60.5 * 0.08)
-    times = [e.start if isinstance(e, Word) else e.stop for e in [*first, *flushed, *second] if isinstance(e, (Word, EndWord))]
+    times = [
+        e.start if isinstance(e, Word) else e.stop
+        for e in [*first, *flushed, *second]
+        if isinstance(e, (Word, EndWord))
+    ]
     assert times == sorted(times)
     assert all(0 <= time <= 60.5 * 0.08 for time in times)
 
@@ -156,7 +160,7 @@ def test_nonsense_is_silence(stt):
 
 
 def replayed(model, text, codes):
-    """What the model writes after each frame, all in one pass without a ring: text int [n] before each, codes [8, n]."""
+    """What it writes after each frame, all in one pass without a ring: text int [n] before each, codes [8, n]."""
     frames = np.concatenate([text[None], codes])
     embeds = model.embed(mx.array(frames[None].astype(np.int32)))
     helium = model.decoder.model
@@ -190,7 +194,7 @@ def test_a_refreshed_memory_is_that_of_the_last_frames_alone(stt):
     found = listening.remembered(stt, text, codes)
     _, _, state = steps.prime(stt, duplex.init_state(stt, [0]), GREEDY)
     for token, column in zip(text, codes, strict=True):
-        state["text"] = mx.array([token])
+        state["text"] = mx.array([int(token)])
         _, _, state = steps.listen(stt, mx.array(column[None]), state, GREEDY)
     assert int(found["offset"][0]) == int(state["temporal"]["offset"][0]) == 7
     for ours, theirs in zip(found["layers"], state["temporal"]["layers"], strict=True):
@@ -199,41 +203,221 @@ def test_a_refreshed_memory_is_that_of_the_last_frames_alone(stt):
 
 
 def test_a_refresh_touches_neither_codec_nor_clock(stt):
-    sound = noise(30)
-    transcriber, codes = Transcriber(stt), stt.audio_encoder.stream(8).encode(sound)
-    before = steps_of(transcriber.feed(sound[: 12 * SIZE]))
+    sound, transcriber = noise(30), Transcriber(stt)
+    codes = stt.audio_encoder.stream(8).encode(sound)
+    before = transcriber.feed(sound[: 12 * SIZE])
     word = transcriber._row._words.state
     transcriber.refresh()
     assert transcriber._row._words.state == word
-    after = steps_of(transcriber.feed(sound[12 * SIZE :]))
-    assert (transcriber.positions, transcriber.refreshed) == (1 + 6 + 18, 1)
-    assert [step.number for step in before + after] == list(range(30))
-    assert [step.time for step in before + after] == [round(0.08 * n, 3) for n in range(1, 31)]
-    found = [step.token for step in before + after]
-    state = {
-        "temporal": listening.remembered(stt, np.array(found[5:11]), codes[:, 6:12].T), "text": mx.array([found[11]]),
-        "offset": mx.array([13]), "keys": mx.zeros((1, 2), mx.uint32), "user": mx.zeros((1, 8, 1), mx.int32),
-    }  # fmt: skip
-    state["temporal"] = stt.decoder.model.transformer.init_state(1, mx.float32) | {}
-    tokens = np.concatenate([[[64], *[[48]] * 8], np.concatenate([np.array(found[5:29])[None], codes[:, 6:]])], axis=1)
-    hidden, _ = stt.decoder.model.transformer.over_sequence(stt.embed(mx.array(tokens[None].astype(np.int32))))
-    written = np.array(mx.argmax(stt.decoder.lm_head(stt.decoder.model.norm(hidden)), axis=-1))[0]
-    assert written[7:].tolist() == found[12:]
+    heard = steps_of([*before, *transcriber.feed(sound[12 * SIZE :])])
+    assert (transcriber.positions, transcriber.refreshed) == (1 + 7 - 1 + 18, 1)  # context 24: six frames are kept
+    assert [step.number for step in heard] == list(range(30))
+    assert [step.time for step in heard] == [round(0.08 * n, 3) for n in range(1, 31)]
+    tokens = np.array([step.token for step in heard])
+    first = np.array([stt.config.vocab_size] + [stt.config.audio_vocab_size] * 8)
+    seen = replayed(stt, np.append(first[0], tokens[5:29]), np.concatenate([first[1:, None], codes[:, 6:]], axis=1))
+    assert seen[7:].tolist() == tokens[12:].tolist()
 
 
 def test_without_end_the_memory_is_refreshed_before_it_is_full(either):
-    transcriber = Transcriber(either, refresh=True)
-    most = 0
+    transcriber, most = Transcriber(either, refresh=True), 0
     for seed in range(12):
         transcriber.feed(noise(10, seed))
         most = max(most, transcriber.positions)
     assert transcriber.refreshed >= 4
     assert most <= transcriber.context
-    assert Transcriber(either, refresh=1.0)._row.refreshed == 0
 
 
-def test_it_is_refreshed_at_a_pause(stt):
-    transcriber = Transcriber(stt, refresh=0.5)
-    row, due = transcriber._row, []
-    row._pause = lambda heads, spoke: row.frames == 13  # positions: 15
-    type(row._pause).paused = property(lambda self: False) if False else None
+@pytest.mark.parametrize(("paused", "expected"), [(True, 13), (False, 24)])
+def test_at_a_pause_earlier_than_otherwise(stt, monkeypatch, paused, expected):
+    monkeypatch.setattr("moshi_mlx.roles.listener.Listener.paused", property(lambda self: paused))
+    transcriber, seen = Transcriber(stt, refresh=0.51), []
+    for frame in noise(40).reshape(-1, SIZE):
+        before = transcriber.refreshed
+        seen.append(transcriber.positions + 1)
+        transcriber.feed(frame)
+        if transcriber.refreshed > before:
+            break
+    assert seen[-1] == expected
+    assert transcriber.positions == 7
+
+
+# --- several people -------------------------------------------------------------------------------------------------
+
+
+def frames_of(sound):
+    return sound.reshape(-1, SIZE)
+
+
+def alone(model, sound, seed=0, **settings):
+    return Transcriber(model, seed, **settings).feed(sound)
+
+
+def test_rows_equal_rows_alone_whoever_comes_and_goes(either):
+    first, second, third = noise(40, 1), noise(40, 2), noise(40, 3)
+    people = Transcribers(either, 3)
+    anna, heard = people.join(), {"anna": [], "bert": [], "cleo": []}
+    for n in range(40):
+        if n == 5:
+            bert = people.join(seed=7, temperature=0.9, top_k=20)
+        if n == 12:
+            cleo = people.join()
+        given = {anna: frames_of(first)[n]}
+        if n >= 5 and n % 3:  # bert pauses now and then
+            given[bert] = frames_of(second)[max(0, bert.frames - bert_prefix(either))]
+        if 14 <= n < 30:
+            given[cleo] = frames_of(third)[n - 14]
+        if n == 30:
+            people.leave(cleo)
+            dora = people.join(seed=3)
+            assert dora._place == cleo._place
+        events = people.step(given)
+        heard["anna"] += events[anna]
+        heard["bert"] += events.get(bert, []) if n >= 5 else []
+        heard["cleo"] += events.get(cleo, []) if 14 <= n < 30 else []
+    assert heard["anna"] == alone(either, first)
+    count = bert.frames - bert_prefix(either)
+    assert heard["bert"] == alone(either, second[: count * SIZE], 7, temperature=0.9, top_k=20)
+    assert heard["cleo"] == alone(either, third[: 16 * SIZE])
+
+
+def bert_prefix(model):
+    return 13 if model.config.silence_prefix_seconds else 0
+
+
+def test_who_is_flushed_refreshed_or_reset_touches_nobody_else(stt):
+    sound, other = noise(30, 1), noise(30, 2)
+    people, events = Transcribers(stt, 2), []
+    anna, bert = people.join(), people.join(seed=5)
+    for n in range(30):
+        if n == 6:
+            people.flush(bert, other[:500])
+        if n == 9:
+            people.refresh(bert)
+        if n == 12:
+            bert = people.reset(bert)
+            after = []
+        step = people.step({anna: frames_of(sound)[n], bert: frames_of(other)[n]})
+        events += step[anna]
+        if n >= 12:
+            after += step[bert]
+    assert events == alone(stt, sound)
+    assert after == alone(stt, other[12 * SIZE :], 5)
+
+
+def test_a_place_that_broke_is_whole_again(stt):
+    people = Transcribers(stt, 1)
+    row = people.join()
+    people.step({row: noise(1)})
+    people._state["temporal"]["layers"][0]["keys"] += mx.inf
+    people.step({row: noise(1)})
+    row = people.reset(row)
+    sound = noise(6)
+    assert [event for frame in frames_of(sound) for event in people.step({row: frame})[row]] == alone(stt, sound)
+
+
+def test_a_full_house(stt):
+    people = Transcribers(stt, 1)
+    row = people.join()
+    with pytest.raises(InputError, match="slots are taken"):
+        people.join()
+    people.leave(row)
+    with pytest.raises(InputError, match="has not left"):
+        people.step({row: np.zeros(SIZE, np.float32)})
+    assert people.free == 1
+    assert people.step({}) == {}
+
+
+# --- seeds, settings, refusals --------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_writes_the_same(stt):
+    sound = noise(30)
+    drawn = [tokens_of(alone(stt, sound, seed, temperature=1.0)) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert tokens_of(alone(stt, sound)) == tokens_of(alone(stt, sound, 9, temperature=0))
+
+
+def test_a_reset_is_a_new_transcriber(stt):
+    transcriber, sound = Transcriber(stt, 4, temperature=0.8), noise(12)
+    expected = transcriber.feed(sound)
+    transcriber.feed(sound[:700])
+    transcriber.reset()
+    assert transcriber.feed(sound) == expected
+    transcriber.reset(seed=5)
+    assert transcriber.feed(sound) == alone(stt, sound, 5, temperature=0.8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"codebooks": 0}, "codebooks"), ({"codebooks": 9}, "codebooks"), ({"codebooks": 2.5}, "codebooks"),
+        ({"refresh": 1.5}, "refresh"), ({"refresh": "a"}, "refresh"), ({"context": 25}, "context"),
+        ({"temperature": -1}, "temperature"), ({"seed": 0.5}, "seed"), ({"kv_bits": 3}, "kv_bits"),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range(stt, settings, name):
+    with pytest.raises(InputError, match=name):
+        Transcriber(stt, **settings)
+
+
+def test_a_setting_that_does_not_exist(stt):
+    with pytest.raises(TypeError, match="temprature"):
+        Transcriber(stt, temprature=0)
+
+
+@pytest.mark.parametrize("sound", [np.zeros((2, 10), np.float32), np.zeros(10, np.int16), "a.wav", None, [[0.5]]])
+def test_what_is_no_sound(stt, sound):
+    with pytest.raises(InputError, match="sound"):
+        Transcriber(stt).feed(sound)
+
+
+@pytest.mark.parametrize("codes", [np.zeros((7, 3), int), np.full((8, 3), 48), np.full((8, 1), -2), np.zeros((8, 1))])
+def test_what_are_no_codes(stt, codes):
+    with pytest.raises(InputError, match="codes"):
+        Transcriber(stt).feed_codes(codes)
+
+
+def test_codes_after_a_part_of_a_frame(stt):
+    transcriber = Transcriber(stt)
+    transcriber.feed(noise(0.5))
+    with pytest.raises(InputError, match="part of a frame"):
+        transcriber.feed_codes(codes_of(1))
+
+
+def test_other_roles_are_refused(model):
+    with pytest.raises(InputError, match=r"dialogue.*expected a transcriber.*moshi_mlx.local runs"):
+        Transcriber(model)
+    with pytest.raises(InputError, match="got a NoneType, expected a transcriber"):
+        Transcriber(None)
+
+
+# --- whole sounds ---------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_transcribed_to_its_last_word(either, tmp_path):
+    sound = noise(40.25)
+    soundfile.write(tmp_path / "in.wav", sound, 24_000, subtype="FLOAT")
+    from_file = transcribe(Transcriber(either), tmp_path / "in.wav")
+    assert from_file == transcribe(Transcriber(either), sound)
+    assert from_file.seconds == pytest.approx(40.25 * 0.08)
+    assert from_file.words
+    assert all(word.start <= word.end <= from_file.seconds for word in from_file.words)
+    assert len(from_file.probabilities) == (41 if either.config.extra_heads else 0)
+
+
+def test_a_file_that_is_missing(stt):
+    with pytest.raises(AudioError, match=r"no\.wav: cannot be read"):
+        transcribe(Transcriber(stt), "no.wav")
+
+
+def test_the_doors_of_a_model(stt, model):
+    sound = noise(30)
+    assert stt.transcriber(temperature=0).feed(sound) == alone(stt, sound)
+    people = stt.transcribers(2, codebooks=6)
+    assert (people.slots, people.codebooks) == (2, 6)
+    assert stt.transcribe(sound, refresh=False) == transcribe(Transcriber(stt), sound)
+    assert stt.transcribe(sound) == transcribe(Transcriber(stt, refresh=True), sound)
+    for door in (model.transcriber, lambda: model.transcribers(1), lambda: model.transcribe(sound)):
+        with pytest.raises(InputError, match="expected a transcriber"):
+            door()
