@@ -195,7 +195,7 @@ class Run:
         if self._listening:
             return 0, iter(self._listening)
         if sound.path == options.STREAM and self._raw:
-            return 0, iter(self._raw.read, None)
+            return 0, _frames(self._raw)
         assert sound.path is not None
         expected, blocks = decoding.blocks_at(sound.path, transcriber.sample_rate)
         return expected, _in_parts(blocks, transcriber.frame_size)
@@ -227,6 +227,11 @@ class _Writing:
         if self._file:
             self._file.write(transcript)
             self._written = time.monotonic()
+
+
+def _frames(source: RawSource) -> Iterator[Samples]:
+    while (frame := source.read()) is not None:
+        yield frame
 
 
 def _in_parts(blocks: Iterator[Samples], size: int) -> Iterator[Samples]:
