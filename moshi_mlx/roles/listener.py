@@ -14,6 +14,7 @@ from ..conversation.duplex import DuplexSampling
 from ..errors import InputError
 from ..models.config import MoshiConfig
 from ..models.moshi import Moshi
+from ..models.roles import check_role
 from .hearing import Clock, EndWord, Word, WordMachine
 from .pauses import SHARE, EndPause, Pause, PauseDetector, refresh_due
 
@@ -35,16 +36,11 @@ class Step(NamedTuple):
 Event = Step | Word | EndWord | Pause | EndPause
 
 
-def check_role(model: Any) -> None:
-    """Raises InputError for a model that does not transcribe."""
-    role = str(getattr(getattr(model, "config", None), "role", ""))
-    if role != "transcriber":
-        got = f"a {role} model" if role else f"a {type(model).__name__}"
-        advice = f"; python -m moshi_mlx.{_PROGRAMS[role]} runs this one" if role in _PROGRAMS else ""
-        raise InputError(f"model: got {got}, expected a transcriber (STT), such as kyutai/stt-1b-en_fr{advice}")
-
-
-_PROGRAMS = {"dialogue": "local", "translator": "translate", "speaker": "say"}
+def check_model(model: Any) -> None:
+    """Raises InputError for what does not transcribe."""
+    if not isinstance(model, Moshi):
+        raise InputError(f"model: got a {type(model).__name__}, expected a transcriber (STT)")
+    check_role(model, "transcriber")
 
 
 def flush_frames(config: MoshiConfig) -> int:

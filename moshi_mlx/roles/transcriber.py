@@ -11,16 +11,32 @@ import numpy as np
 
 from .. import inputs
 from ..audio import decoding
+from ..errors import InputError
 from ..inputs import Samples, spelled_out
 from ..models.moshi import Moshi
 from ..models.sampling import StreamSettings
 from ..terminal.progress import steps
+from .hearing import EndWord, Word
 from .listener import Event, Step, tail_frames
+from .pauses import EndPause, Pause
 from .transcribers import Transcribers
 from .transcript import Transcript
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+__all__ = [
+    "EndPause",
+    "EndWord",
+    "Event",
+    "Pause",
+    "Step",
+    "Transcriber",
+    "Transcribes",
+    "Transcript",
+    "Word",
+    "transcribe",
+]
 
 BLOCK_SECONDS = 1.0
 
@@ -40,8 +56,8 @@ class Transcriber:
     Raises InputError for a setting out of range and for a model that does not transcribe, TypeError for a setting that
     does not exist. A call while another one runs is refused.
 
-    >>> from moshi_mlx.roles.hearing import Word
-    >>> transcriber = model.transcriber()
+    >>> from moshi_mlx.roles.transcriber import Word
+    >>> transcriber = model.transcriber()  # a model such as moshi_mlx.load("kyutai/stt-1b-en_fr")
     >>> events = transcriber.feed(np.zeros(24000, np.float32))
     >>> words = [event for event in events + transcriber.flush() if isinstance(event, Word)]
     """
@@ -89,12 +105,12 @@ class Transcriber:
         config = self.model.config
         with self._turns.taken("feed_codes"):
             if len(self._partial):
-                raise inputs.InputError(
-                    "feed_codes: came after part of a frame of sound; flush it, or feed whole frames"
-                )
-            shape = (config.user_codebooks, None)
-            columns = np.array(inputs.tokens("codes", codes, shape, -1, config.most_user_code)).T
-            return [event for one in columns for event in self._people.step_codes({self._row: one})[self._row]]
+                raise InputError("feed_codes: came after part of a frame of sound; flush it, or feed whole frames")
+            given = inputs.on_host("codes", codes)
+            if given.ndim != 2 or given.shape[1]:  # no frames are no sound
+                shape = (config.user_codebooks, None)
+                given = np.array(inputs.tokens("codes", given, shape, -1, config.most_user_code))
+            return [event for one in given.T for event in self._people.step_codes({self._row: one})[self._row]]
 
     def flush(self, frames: int | None = None) -> list[Event]:
         """All that was said until now, at once: silence is pushed through until it is written. One may go on feeding.
@@ -167,3 +183,41 @@ def transcribe(transcriber: Transcriber, sound: Any, progress: bool = True) -> T
                 done(1)
     transcript.finish(transcriber.seconds)
     return transcript
+
+
+class Transcribes:
+    """The doors to what is here, as methods of a model. Each refuses, by name, a model of another role."""
+
+    @spelled_out(StreamSettings)
+    def transcriber(
+        self, seed: int = 0, *, kv_bits: int | None = None, context: int | None = None, codebooks: int | None = None,
+        refresh: bool | float | None = None, progress: bool = True, **settings: Unpack[StreamSettings],
+    ) -> Transcriber:  # fmt: skip
+        """Sound of any length in, words with times and pauses out, of an STT model: see `Transcriber`.
+
+        Raises InputError for a setting out of range and for another model, TypeError for a name that does not exist.
+        """
+        given: Any = {"kv_bits": kv_bits, "context": context, "codebooks": codebooks, "refresh": refresh, **settings}
+        return Transcriber(self, seed, progress=progress, **given)  # type: ignore[arg-type]
+
+    def transcribers(
+        self, slots: int, *, kv_bits: int | None = None, context: int | None = None, codebooks: int | None = None,
+        refresh: bool | float | None = None, progress: bool = True,
+    ) -> Transcribers:  # fmt: skip
+        """Up to `slots` people in one step: see `Transcribers`. Raises InputError."""
+        given: Any = {"kv_bits": kv_bits, "context": context, "codebooks": codebooks, "refresh": refresh}
+        return Transcribers(self, slots, progress=progress, **given)  # type: ignore[arg-type]
+
+    @spelled_out(StreamSettings)
+    def transcribe(
+        self, sound: Any, seed: int = 0, *, kv_bits: int | None = None, context: int | None = None,
+        codebooks: int | None = None, refresh: bool | float | None = True, progress: bool = True,
+        **settings: Unpack[StreamSettings],
+    ) -> Transcript:  # fmt: skip
+        """A whole sound, float [T] at 24000 Hz, or a sound file of any rate and channels -> its transcript.
+
+        The settings are those of `transcriber`, but that the memory is refreshed at pauses, as in the command: a
+        recording may last for hours. Raises InputError, and AudioError for a file that cannot be read.
+        """
+        given: Any = {"kv_bits": kv_bits, "context": context, "codebooks": codebooks, "refresh": refresh, **settings}
+        return transcribe(self.transcriber(seed, progress=progress, **given), sound, progress)

@@ -22,7 +22,7 @@ from ..models.sampling import RowSampling, Sampling, StreamSettings
 from ..models.state import State, where
 from ..terminal.progress import steps
 from . import listening
-from .listener import Event, Listener, check_role, checked_refresh, flush_frames
+from .listener import Event, Listener, check_model, checked_refresh, flush_frames
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -48,7 +48,7 @@ class Transcribers:
         progress: bool = True,
     ) -> None:
         """Raises InputError, also for a model that does not transcribe."""
-        check_role(model)
+        check_model(model)
         codec = model.config.audio_encoder_config
         self.slots, self.sample_rate, self.frame_size = (
             inputs.whole("slots", slots, 1), codec.sampling_rate, codec.frame_size,

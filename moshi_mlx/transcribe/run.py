@@ -16,7 +16,7 @@ from ..audio import decoding, devices
 from ..audio.pipes import RawSource
 from ..errors import AudioError, InputError
 from ..inputs import Samples
-from ..roles.listener import Step, check_role, flush_frames, tail_frames
+from ..roles.listener import Step, check_model, flush_frames, tail_frames
 from ..roles.transcriber import Transcriber
 from ..roles.transcript import Transcript, TranscriptFile, format_of
 from ..terminal import streams
@@ -130,7 +130,7 @@ class Run:
             model = moshi_mlx.load(arguments.model)
         for warning in told:
             self._say(f"warning: {warning.message}")
-        check_role(model)
+        check_model(model)
         self._check_memory(preflight.conversation_bytes(model, arguments.kv_bits, arguments.context), "a transcription")
         transcriber = Transcriber(model, arguments.seed, progress=not arguments.quiet, **self._settings())
         size = (transcriber.sample_rate, transcriber.frame_size)

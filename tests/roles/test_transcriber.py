@@ -1,5 +1,8 @@
 """A transcriber equals the reference: in any chunks, beside others, past its context and after a refresh."""
 
+import doctest
+import inspect
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import moshi_mlx
 from moshi_mlx.conversation import duplex
 from moshi_mlx.conversation.duplex import DuplexSampling
 from moshi_mlx.errors import AudioError, InputError
-from moshi_mlx.roles import listening, steps
+from moshi_mlx.roles import hearing, listening, pauses, steps, transcriber, transcript
 from moshi_mlx.roles.hearing import EndWord, Word
 from moshi_mlx.roles.listener import Step
 from moshi_mlx.roles.transcriber import Transcriber, transcribe
@@ -386,7 +389,7 @@ def test_codes_after_a_part_of_a_frame(stt):
 
 
 def test_other_roles_are_refused(model):
-    with pytest.raises(InputError, match=r"dialogue.*expected a transcriber.*moshi_mlx.local runs"):
+    with pytest.raises(InputError, match=r"dialogue.*expected a transcriber.*moshi_mlx.local runs it"):
         Transcriber(model)
     with pytest.raises(InputError, match="got a NoneType, expected a transcriber"):
         Transcriber(None)
@@ -409,6 +412,27 @@ def test_a_file_is_transcribed_to_its_last_word(either, tmp_path):
 def test_a_file_that_is_missing(stt):
     with pytest.raises(AudioError, match=r"no\.wav: cannot be read"):
         transcribe(Transcriber(stt), "no.wav")
+
+
+def test_nothing_is_nothing(stt):
+    transcriber = Transcriber(stt)
+    assert transcriber.feed(np.zeros(0, np.float32)) == transcriber.feed_codes(np.zeros((8, 0), int)) == []
+    assert transcribe(transcriber, np.zeros(0, np.float32)).seconds == transcriber.seconds == 0
+
+
+def test_help_spells_the_settings_out(stt):
+    for door in (stt.transcriber, stt.transcribe):
+        assert {"temperature", "top_k", "codebooks", "refresh"} <= set(inspect.signature(door).parameters)
+
+
+@pytest.mark.parametrize("module", [hearing, pauses, transcript, transcriber], ids=lambda module: module.__name__)
+def test_examples(stt, module):
+    found = doctest.DocTestFinder(exclude_empty=True).find(
+        module, globs={"moshi_mlx": moshi_mlx, "np": np, "model": stt}
+    )
+    ran = [doctest.DocTestRunner().run(test) for test in found]
+    assert sum(one.attempted for one in ran)
+    assert not any(one.failed for one in ran)
 
 
 def test_the_doors_of_a_model(stt, model):

@@ -200,8 +200,8 @@ def test_what_is_no_sound(capsys, content):
 
 def test_another_model(capsys):
     line = refused(capsys, "in.wav", model=str(GOLDENS / "moshi_tiny"))
-    assert "got a dialogue model, expected a transcriber (STT)" in line
-    assert "python -m moshi_mlx.local runs this one" in line
+    assert "got a dialogue model (Moshi), expected a transcriber (STT)" in line
+    assert "python -m moshi_mlx.local runs it" in line
 
 
 def test_a_model_that_is_missing(capsys):
