@@ -3,12 +3,13 @@
 Two tables: the doors by what they take, and what is wrong of it. Each door is tried with each.
 """
 
+import functools
 import threading
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers import GREEDY, question
+from helpers import GOLDENS, GREEDY, question
 
 import moshi_mlx
 from moshi_mlx import DuplexSampling, InputError, MoshiError
@@ -24,7 +25,8 @@ HIDDEN = np.zeros((1, 1, 32), np.float32)
 @pytest.fixture(autouse=True)
 def eager(monkeypatch):
     mx.disable_compile()  # compiling takes seconds on a CPU
-    monkeypatch.setattr("moshi_mlx.Session._build_kernels", lambda self, progress: None)
+    for maker in ("Session", "roles.transcribers.Transcribers"):
+        monkeypatch.setattr(f"moshi_mlx.{maker}._build_kernels", lambda self, progress: None)
     yield
     mx.enable_compile()
 
@@ -49,12 +51,25 @@ def in_batch(model, sound):
     return batch.step({batch.join(): sound})
 
 
+@functools.cache
+def stt():
+    """The tiny model that transcribes."""
+    return moshi_mlx.load(GOLDENS / "family" / "stt", dtype="float32")
+
+
+def among_others(sound):
+    people = stt().transcribers(2)
+    return people.step({people.join(): sound})
+
+
 # --- sound: float [frame], or [B, T] of one row ---------------------------------------------------------------------
 
 FRAMES = {
     "Session.step": lambda m, x: m.session(**GREEDY).step(x),
     "MimiStream.encode": lambda m, x: m.audio_encoder.stream(8).encode(x),
     "Batch.step": lambda m, x: in_batch(m, x),
+    "Transcriber.feed": lambda m, x: stt().transcriber().feed(x),
+    "Transcribers.step": lambda m, x: among_others(x),
 }
 ROWS = {
     "duplex.step": lambda m, x: duplex.step(m, x, primed(m), SAMPLING),
@@ -142,6 +157,7 @@ def test_a_sample_that_is_none_is_silence_and_does_not_outlive_its_frame(model, 
 # each call, a good argument, and the least and largest number that it may hold
 NUMBERS = {
     "Session.step_codes": (lambda m, x: m.session(**GREEDY).step_codes(x), COLUMN, -1, 31),
+    "Transcriber.feed_codes": (lambda m, x: stt().transcriber().feed_codes(x), COLUMN[:, None], -1, 47),
     "MimiStream.decode": (lambda m, x: m.audio_encoder.stream(8).decode(x), CODES[0], -1, 31),
     "MimiModel.decode": (lambda m, x: m.audio_encoder.decode(x), CODES, -1, 31),
     "duplex.step_codes": (lambda m, x: duplex.step_codes(m, x, primed(m), SAMPLING), COLUMN[None], -1, 31),
@@ -292,6 +308,8 @@ SEEDS = {
     "session": lambda m, x: m.session(x),
     "duplex.init_state": lambda m, x: duplex.init_state(m, [x]),
     "Batch.join": lambda m, x: m.batch(1, progress=False).join(x),
+    "transcriber": lambda m, x: stt().transcriber(x),
+    "Transcribers.join": lambda m, x: stt().transcribers(1).join(x),
     "generate": lambda m, x: generated(m, seed=x),
     "text generation": lambda m, x: m.decoder.generate(TEXT, max_new_tokens=1, do_sample=True, seed=x),
     "depth decoder, generate": lambda m, x: m.depth_decoder.generate(TEXT[:, :1], HIDDEN, do_sample=True, seed=x),

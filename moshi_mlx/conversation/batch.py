@@ -316,7 +316,7 @@ class Batch:
     def _clear(self, place: int) -> None:
         """Empty the rings of a slot. Nothing else needs it: only infinities reach through a mask."""
         others = mx.arange(self.slots) != place
-        self._state = where(others, self._state, rows._zeros(self._state))
+        self._state = where(others, self._state, rows.zeros(self._state))
         mx.eval(self._state)
         self._unfit.discard(place)
 

@@ -35,7 +35,7 @@ def step(
 
     The reply of a row that neither primes nor hears means nothing, nor do the codes and sound of one that primes.
     """
-    before = _begun(state, parts)
+    before = begun(state, parts)
     codes, encoder = model.audio_encoder.encode_step(sound, before["encoder"], model.config.user_codebooks)
     codes = mx.where(parts.hears[:, None], codes[..., 0], 0)
     text, heard = duplex.hear_codes(model, codes, before, sampling)
@@ -44,24 +44,24 @@ def step(
     finite &= mx.isfinite(reply.sound).all(axis=-1)
     decoder = after["decoder"]
     if parts.known is not None:  # where the prompt says anything, the column is the prompt's, and is not spoken
-        decoder = keep_paused((parts.known < 0).all(axis=-1), decoder, _zeros(decoder))
+        decoder = keep_paused((parts.known < 0).all(axis=-1), decoder, zeros(decoder))
     codec = {
         name: keep_paused(parts.hears, now, before[name]) for name, now in (("encoder", encoder), ("decoder", decoder))
     }
     return reply, finite, {**keep_paused(parts.hears | parts.primes, after, before), **codec}
 
 
-def _begun(state: State, parts: Parts) -> State:
+def begun(state: State, parts: Parts) -> State:
     """The state before the step, of rows that begin as well."""
-    nothing = keep_paused(~parts.begins, state, _zeros(state))
+    nothing = keep_paused(~parts.begins, state, zeros(state))
     return {**nothing, "keys": mx.where(parts.begins[:, None], parts.keys, state["keys"])}
 
 
-def _zeros(state: State) -> State:
+def zeros(state: State) -> State:
     """What a new conversation's state is, rings apart: `keep_paused` does not look at them."""
     if isinstance(state, dict):
-        return {name: _zeros(part) for name, part in state.items()}
-    return [_zeros(part) for part in state] if isinstance(state, list) else mx.zeros_like(state)
+        return {name: zeros(part) for name, part in state.items()}
+    return [zeros(part) for part in state] if isinstance(state, list) else mx.zeros_like(state)
 
 
 def put(row: State, state: State, place: int) -> None:

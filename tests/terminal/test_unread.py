@@ -17,6 +17,7 @@ WORK = [
     ["convert", "inspect", "tests/goldens/moshi_tiny", "--no-checksum"],
     ["convert", "--model", "tests/goldens/moshi_tiny", "--dry-run"],
     ["models"],
+    ["transcribe", "tests/goldens/question.flac", "--model", "tests/goldens/family/stt"],
     ["doctor", "--no-speed", "--no-sound", "--offline"],
 ]
 
