@@ -122,10 +122,11 @@ class MoshiForConditionalGeneration(Methods, Moshi):
         return AsyncConversation(lambda: self.session(seed, **given), waiting)
 
     def batch(
-        self, slots: int, *, kv_bits: int | None = None, context: int | None = None, progress: bool = True
-    ) -> Batch:
+        self, slots: int, *, kv_bits: int | None = None, context: int | None = None, guidance: float | None = None,
+        progress: bool = True,
+    ) -> Batch:  # fmt: skip
         """Up to `slots` conversations in one step; see `Batch`. Raises InputError."""
-        return Batch(self, slots, kv_bits=kv_bits, context=context, progress=progress)
+        return Batch(self, slots, kv_bits=kv_bits, context=context, guidance=guidance, progress=progress)
 
     def get_unconditional_inputs(self, num_samples: int = 1) -> UnconditionalInput:
         """Initial tokens alone, the start of a conversation without a prompt: `generate(**inputs)`."""
