@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .session import Session
 
 FILE_KIND = "moshi_mlx conversation 1"
-AGREE = ("kv_bits", "context", "wait_for_greeting", "guidance", "conditions")  # settings that a file and the session that takes it share
+# Settings that a file and the session that takes it share.
+AGREE = ("kv_bits", "context", "wait_for_greeting", "guidance", "conditions")
 TAIL = "prompt.tail"
 
 

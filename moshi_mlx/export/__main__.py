@@ -38,7 +38,8 @@ def parser() -> Parser:
     add("folder", metavar="FOLDER", type=Path, help="the bundle to write")
     add("--dtype", choices=tuple(DTYPES), help="type that the language model runs in (default: the stored one)")
     add("--kv-bits", type=int, choices=(8, 4), help="keep the attention cache in so many bits")
-    add("--guidance", type=number(float, 0), metavar="N", help="Hibiki: 3 sounds more like the speaker (default: 1, none)")
+    add("--guidance", type=number(float, 0), metavar="N", help="Hibiki: 3 sounds more like the speaker "
+        "(default: 1, none)")  # fmt: skip
     add("--condition", type=named, action="append", default=[], metavar="NAME=VALUE", help="what the model is told of "
         "all conversations, as description=good (default: what the published programs say)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace a bundle, once the new one is whole")

@@ -109,8 +109,8 @@ def capacities(context: int) -> list[int]:
 class Functions:
     """All the graphs of a model, by name: `graphs()`."""
 
-    def __init__(self, model: Moshi, kv_bits: int | None, told: Told = Told()) -> None:
-        self.model, self.config, self._kv_bits, self._told = model, model.config, kv_bits, told
+    def __init__(self, model: Moshi, kv_bits: int | None, told: Told | None = None) -> None:
+        self.model, self.config, self._kv_bits, self._told = model, model.config, kv_bits, told or Told()
         self.places = places(model)
         self.capacities = capacities(model.config.sliding_window)
         self.states = {size: self._new_state(size) for size in self.capacities}
