@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..inputs import spelled_out
 from ..models import config as plain
 from ..models.moshi import Moshi
+from ..models.roles import BOTH_SIDES, check_role
 from ..models.state import State
 from ..roles.translator import Translates
 from . import personas, pretrained, teacher_forcing
@@ -131,6 +132,7 @@ class MoshiForConditionalGeneration(Methods, Translates, Moshi):
 
     def get_unconditional_inputs(self, num_samples: int = 1) -> UnconditionalInput:
         """Initial tokens alone, the start of a conversation without a prompt: `generate(**inputs)`."""
+        check_role(self, *BOTH_SIDES)
         num_samples = inputs.whole("num_samples", num_samples, 1)
         count, audio = self.config.num_codebooks, self.config.audio_vocab_size
         return UnconditionalInput(
@@ -170,6 +172,7 @@ class MoshiForConditionalGeneration(Methods, Translates, Moshi):
 
         `attention_mask` [B, T] is 0 where there is padding, before or behind a row. Raises InputError.
         """
+        check_role(self, *BOTH_SIDES, "transcriber")  # a speaker is told what to say as it goes
         flags = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         if text_labels is not None or audio_labels is not None:
             if inputs_embeds is not None or past_key_values is not None:

@@ -89,6 +89,8 @@ DOORS = {
     "generate": (BOTH, lambda model, path, folder: model.generate(max_new_tokens=2)),
     "translator": (("translator",), lambda model, path, folder: model.translator(progress=False)),
     "translate": (("translator",), lambda model, path, folder: model.translate(np.zeros(2000, np.float32), tail=0)),
+    "forward": ((*BOTH, "transcriber"), lambda model, path, folder: model(input_ids=np.full((1, 3), 5))),
+    "get_unconditional_inputs": (BOTH, lambda model, path, folder: model.get_unconditional_inputs()),
     "export": (BOTH, lambda model, path, folder: export(path, folder / "bundle")),
     "export_step": (BOTH, lambda model, path, folder: step_exported(model, folder)),
     "serve": (BOTH, served),
