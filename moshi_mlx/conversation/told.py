@@ -84,4 +84,3 @@ def guided(logits: mx.array, rows: int, guidance: float) -> mx.array:
         return logits
     said, null = mx.split(logits, 2)
     return null + (said - null) * guidance
-

@@ -91,9 +91,7 @@ def conversation_bytes(
     return weight_bytes(model)[0] + sum(array.nbytes for _, array in flatten(state)) + BUFFER_CACHE_BYTES
 
 
-def frame_bytes(
-    model: Moshi, kv_bits: int | None = None, context: int | None = None, guidance: float = 1.0
-) -> int:
+def frame_bytes(model: Moshi, kv_bits: int | None = None, context: int | None = None, guidance: float = 1.0) -> int:
     """What a frame reads once the context is full: weights, keys and values (with guidance those of two rows)."""
     cache = model.decoder.model.init_state(1 if guidance == 1 else 2, capacity=context, kv_bits=kv_bits)
     return weight_bytes(model)[1] + sum(array.nbytes for _, array in flatten(cache))

@@ -126,7 +126,7 @@ def test_a_persona_is_for_a_personaplex(models, role, given):
 def test_a_hibiki_is_served_at_kyutais_door():
     async def scene():
         async with (
-            open_house(lambda: loaded("hibiki").batch(2, guidance=3, progress=False)) as (house, address),
+            open_house(lambda: loaded("hibiki").batch(2, guidance=3, progress=False)) as (_, address),
             visit(address) as anna,
             visit(address, "?text_seed=3&audio_seed=5") as bert,
         ):
