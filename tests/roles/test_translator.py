@@ -1,5 +1,6 @@
 """Translators: exact as the reference, told and guided, in every way that they are run; ended as they were trained."""
 
+import asyncio
 import dataclasses
 import shutil
 
@@ -13,11 +14,12 @@ from helpers import GREEDY, edit_json
 
 import moshi_mlx
 from moshi_mlx import InputError
+from moshi_mlx.conversation import saving
+from moshi_mlx.conversation.told import against
 from moshi_mlx.roles import translator as translators
 from moshi_mlx.roles.translator import Translator
 
 CASES = {"hibiki": ("hibiki", "", {}), "guided": ("hibiki", "_cfg3", {"guidance": 3}), "zero": ("hibiki_zero", "", {})}
-SOURCE = 30  # frames of the golden, then its end
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,10 @@ def hibiki(models):
 
 def quiet(model, **settings):
     return model.session(progress=False, **settings)
+
+
+def longest_delay(model):
+    return max(model.config.audio_delays[: model.config.num_codebooks])
 
 
 def tokens(session, columns):
@@ -70,11 +76,12 @@ def test_generate_is_the_reference(case):
 
 def test_generate_goes_on_from_a_prompt_as_the_reference(case):
     model, settings, user, text, frames = case
+    half = frames.shape[1] // 2
     out = model.generate(
-        input_ids=frames[None, 0, :20], moshi_audio_codes=frames[None, 1:, :20], user_audio_codes=user[None],
+        input_ids=frames[None, 0, :half], moshi_audio_codes=frames[None, 1:, :half], user_audio_codes=user[None],
         do_sample=False, max_new_tokens=15, return_audio_waveforms=False, **settings,
     )  # fmt: skip
-    assert np.array(out)[0, 1:].tolist() == text[:35].tolist()
+    assert np.array(out)[0, 1:].tolist() == text[: half + 15].tolist()
 
 
 def test_guidance_changes_what_is_said_and_one_does_not(hibiki):
@@ -133,6 +140,54 @@ def test_a_row_with_infinities_leaves_no_trace(hibiki):
     frames = [batch.step({row: pcm})[row] for pcm in sound(1, 5)]
     alone = quiet(hibiki, seed=2, conditions={"description": "bad"}, guidance=3)
     check_equal(frames, [alone.step(pcm) for pcm in sound(1, 5)])
+
+
+def test_a_conversation_is_told_as_a_session(hibiki):
+    told = {"guidance": 3, "conditions": {"description": "bad"}, "seed": 2}
+
+    async def talked():
+        async with hibiki.conversation(progress=False, **told) as talk:
+            return [await talk.step(pcm) for pcm in sound(5, 6)]
+
+    alone = quiet(hibiki, **told)
+    check_equal(asyncio.run(talked()), [alone.step(pcm) for pcm in sound(5, 6)])
+
+
+@pytest.mark.slow
+def test_ten_thousand_frames_stay_exact_and_flat(hibiki):
+    config, count, guidance = hibiki.config, 10_000, 3
+    user = np.random.default_rng(1).integers(0, config.audio_vocab_size, (count, config.user_codebooks))
+    talk = quiet(hibiki, guidance=guidance, **GREEDY)
+    text, own, before = [0], [np.zeros(config.num_codebooks, int)], 0
+    for n, column in enumerate(user):
+        text.append(talk.step_codes(column).text_token)
+        own.append(np.array(talk._state["own"])[0, :, -1])
+        if n == 1000:
+            mx.clear_cache()
+            before = mx.get_active_memory()
+    mx.clear_cache()
+    assert mx.get_active_memory() - before < 1e5
+    # What the last positions saw, as one sequence: the window of each layer forgets what was before it.
+    last, delays = range(count - 300, count + 1), config.audio_delays[config.num_codebooks :]
+    seen = [
+        [text[p - 1], *own[p - 1], *(user[p - 1 - delay, k] for k, delay in enumerate(delays))] for p in last
+    ]  # fmt: skip
+    seen = mx.array(np.array(seen).T[None].astype(np.int32))
+    said, null = (hibiki.decoder(inputs_embeds=hibiki.embed(seen, side)).logits for side in ({}, against(hibiki)))
+    likeliest = np.array((null + (said - null) * guidance).argmax(-1))[0]
+    field = config.num_hidden_layers * config.sliding_window
+    assert likeliest[field:].tolist() == text[count - 300 :][field:]
+
+
+def test_a_conversation_saved_before_there_was_guidance_goes_on(models, tmp_path, monkeypatch):
+    said, plain = saving._said, models["plain_2026"]
+    earlier = {name: value for name, value in said(quiet(plain)).items() if name not in ("guidance", "conditions")}
+    session, other = quiet(plain), quiet(plain, seed=9)
+    monkeypatch.setattr(saving, "_said", lambda talk: {name: said(talk)[name] for name in earlier})
+    session.save(tmp_path / "talk.safetensors")
+    monkeypatch.undo()
+    other.restore(tmp_path / "talk.safetensors")
+    check_equal([other.step(pcm) for pcm in sound(3, 4)], [session.step(pcm) for pcm in sound(3, 4)])
 
 
 @pytest.mark.parametrize("guidance", [1, 3])
@@ -201,7 +256,8 @@ def test_it_is_nobody(hibiki, given):
 
 def test_embeddings_say_what_the_model_is_told(hibiki):
     columns = reference("hibiki")["frames"][None, :, :4]
-    given = {"moshi_audio_codes": columns[:, 1:], "user_audio_codes": np.zeros((1, 4, 4), np.int32)}
+    silent = np.zeros((1, hibiki.config.user_codebooks, 4), np.int32)
+    given = {"moshi_audio_codes": columns[:, 1:], "user_audio_codes": silent}
     embeds = mx.zeros((1, 4, hibiki.config.hidden_size))
     for told in ({"guidance": 3}, {"conditions": {"description": "bad"}}):
         with pytest.raises(InputError, match=f"{next(iter(told))}: got it together with inputs_embeds"):
@@ -220,24 +276,27 @@ class Golden(Translator):
 
 @pytest.mark.parametrize("kind", ["hibiki", "hibiki_zero"])
 def test_it_ends_where_the_reference_ends_and_is_drained(models, kind):
-    model, longest = models[kind], 2
+    model, longest = models[kind], longest_delay(models[kind])
     user = reference(kind)["user"].copy()
-    user[:, SOURCE] = model.config.audio_vocab_size  # in hibiki's it is there
+    there = (user == model.config.audio_vocab_size).all(axis=0)
+    source = int(there.argmax()) if there.any() else user.shape[1] * 3 // 4  # Zero's has no end
+    user[:, source] = model.config.audio_vocab_size
     columns = [*user.T, *np.random.default_rng(0).integers(0, model.config.audio_vocab_size, (340, len(user)))]
     session = quiet(model, **GREEDY)
     text = [int(np.array(session._state["text"])[0]), *(session.step_codes(column).text_token for column in columns)]
     if kind == "hibiki":
-        assert text[:41] == reference(kind)["text"].tolist()
+        assert there.any()
+        assert text[: user.shape[1] + 1] == reference(kind)["text"].tolist()
     one = Golden(model, progress=False, **GREEDY)
-    for column in columns[:SOURCE]:
+    for column in columns[:source]:
         one.step_codes(column)
-    one.later = iter(columns[SOURCE + 1 :])
+    one.later = iter(columns[source + 1 :])
     frames = list(one.finish())
-    # Call SOURCE + 1 hears the end, and column j comes with call j + longest.
-    ends = next(call for call in range(SOURCE + 1, len(text)) if text[call - longest] == 2)
+    # Call source + 1 hears the end, and column j comes with call j + longest.
+    ends = next(call for call in range(source + 1, len(text)) if text[call - longest] == 2)
     assert one.said_end
-    assert len(frames) == ends - SOURCE + longest
-    assert [frame.text_token for frame in frames] == text[SOURCE + 1 :][: len(frames)]
+    assert len(frames) == ends - source + longest
+    assert [frame.text_token for frame in frames] == text[source + 1 :][: len(frames)]
     assert one.done
     with pytest.raises(InputError, match="reset"):
         one.step(np.zeros(1920, np.float32))
@@ -256,15 +315,15 @@ def test_the_end_is_heard_once_and_only_by_who_knows_it(tmp_path):
         for pcm in sound(0, 3):
             one.step(pcm)
         frames = list(one.finish())
-        assert heard == [[model.config.audio_vocab_size] * 4] * ends
-        assert len(frames) <= 13 + 2
+        assert heard == [[model.config.audio_vocab_size] * model.config.user_codebooks] * ends
+        assert len(frames) <= 13 + longest_delay(model)
 
 
 def test_it_comes_to_an_end_in_any_case(hibiki, monkeypatch):
     monkeypatch.setattr(translators, "END", -7)
     one = hibiki.translator(progress=False, tail=0.8)
     one.step(sound(0, 1)[0])
-    assert len(list(one.finish())) == 10 + 2
+    assert len(list(one.finish())) == 10 + longest_delay(hibiki)
     assert not one.said_end
     one.reset()
     assert not one.over

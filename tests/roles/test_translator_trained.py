@@ -18,15 +18,15 @@ SETTINGS = ["--batch-size", "1", "--iters", "2", "--rank", "2", "--duration-sec"
 def test_the_likeliest_tokens_are_the_references(kind):
     model, said = loaded(kind), reference(kind)
     frames, longest = said["frames"], max(model.config.audio_delays)
-    length = frames.shape[1]
+    length, own = frames.shape[1], len(frames)
     tokens = np.concatenate([frames, said["user"][:, :length]])[None].astype(np.int32)
     text, audio = forward.logits(model, mx.array(tokens))
     np.testing.assert_array_equal(np.array(text.argmax(-1))[0], frames[0])
     codes = np.array(streams.undelayed(model.config, audio.swapaxes(1, 2)).argmax(-1))[0]
     np.testing.assert_array_equal(codes[:, : length - longest], frames[1:, : length - longest])
     out = model(
-        input_ids=tokens[:, 0], moshi_audio_codes=tokens[:, 1:5], user_audio_codes=tokens[:, 5:],
-        text_labels=tokens[:, 0], audio_labels=tokens[:, 1:5],
+        input_ids=tokens[:, 0], moshi_audio_codes=tokens[:, 1:own], user_audio_codes=tokens[:, own:],
+        text_labels=tokens[:, 0], audio_labels=tokens[:, 1:own],
     )  # fmt: skip
     np.testing.assert_array_equal(np.array(out.logits.argmax(-1))[0], frames[0])
 
