@@ -506,7 +506,7 @@ def test_a_disk_that_takes_no_more(sources, tmp_path, monkeypatch, capsys):
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
     assert "cannot be written: File too large; nothing is left of it" in run.stderr
     assert not list(out.parent.iterdir())
-    monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     assert re.search(r"no room: 53\d\.\d kB are needed, 0\.0 kB are free", fails(capsys, sources["mlx"], out))
 
 
