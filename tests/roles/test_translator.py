@@ -11,11 +11,14 @@ import soundfile
 from batching import check_equal, sound
 from family import FAMILY, loaded, reference
 from helpers import GREEDY, edit_json
+from moshi_mlx.convert.cli import main as convert
 
 import moshi_mlx
-from moshi_mlx import InputError
+from moshi_mlx import AudioError, InputError
+from moshi_mlx.checkpoints import writing
 from moshi_mlx.conversation import saving
 from moshi_mlx.conversation.told import against
+from moshi_mlx.models.state import flatten
 from moshi_mlx.roles import translator as translators
 from moshi_mlx.roles.translator import Translator
 
@@ -358,3 +361,33 @@ def test_a_source_that_is_too_long_for_zero_is_told_once(models):
     one._heard = 1499
     one.step(sound(0, 1)[0])
     assert len(lines) == 1
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(1920, np.int16), np.zeros((2, 1920), np.float32), "no/such/file.wav", None])
+def test_what_is_no_sound_is_named(hibiki, wrong):
+    with pytest.raises((InputError, AudioError), match=r"sound: got|no/such/file.wav: cannot be read"):
+        hibiki.translate(wrong, progress=False)
+
+
+def test_broken_samples_are_heard_as_silence(hibiki):
+    one, other = (hibiki.translator(seed=1, progress=False) for _ in range(2))
+    heard = sound(0, 1)[0]
+    heard[7:9] = np.nan, np.inf
+    assert one.step(heard).text_token == other.step(np.nan_to_num(heard, posinf=0)).text_token
+    assert one.nonfinite_samples == 2
+
+
+def test_one_in_four_bits_translates_as_it_was_told(tmp_path):
+    config = loaded("hibiki").config
+    depth = dataclasses.replace(config.depth_decoder_config, input_size=64, hidden_size=64, ffn_dim=256)
+    sizes = {"hidden_size": 64, "ffn_dim": 512, "depth_decoder_config": depth}
+    model = moshi_mlx.MoshiForConditionalGeneration(dataclasses.replace(config, **sizes), seed=1)
+    model.tokenizer = loaded("hibiki").tokenizer
+    writing.save(model, tmp_path / "plain", "kyutai")
+    assert convert(["--hf-path", str(tmp_path / "plain"), "--mlx-path", str(tmp_path / "q4"), "-q"]) == 0
+    quantized = moshi_mlx.load(tmp_path / "q4")
+    assert quantized.config == model.config
+    for name, value in flatten(model.conditions.parameters()):
+        assert mx.array_equal(dict(flatten(quantized.conditions.parameters()))[name], value)
+    said = [quantized.translate(sound(0, 20).reshape(-1), tail=1, progress=False, guidance=g).text for g in (1, 3)]
+    assert said[0] != said[1]
