@@ -10,13 +10,19 @@ from moshi_mlx.checkpoints.disk.files import read_bytes
 from moshi_mlx.checkpoints.quantization import Quantization
 from moshi_mlx.checkpoints.reading import LAYOUTS
 from moshi_mlx.errors import CheckpointError
+from moshi_mlx.models.roles import KINDS
 
 MAX_CARD_BYTES = 2**22
 
 LIBRARIES = {"mlx": "mlx", "kyutai": "moshi", "huggingface": "transformers"}
+GIVEN = {"dialogue": "", "translator": " FILE", "transcriber": " FILE", "speaker": ' "TEXT"'}
+"""What the command of a role takes beside the model."""
+TAGS = {
+    "dialogue": ["moshi", "speech-to-speech"], "translator": ["hibiki", "speech-translation", "speech-to-speech"],
+    "transcriber": ["automatic-speech-recognition"], "speaker": ["text-to-speech"],
+}  # fmt: skip
 RUN = {
-    "mlx": "pip install .  # in a checkout of this project; moshi_mlx on the package index is another one\n"
-    "python -m moshi_mlx.local --model PATH_OR_HUB_ID",
+    "mlx": "pip install .  # in a checkout of this project; moshi_mlx on the package index is another one\n",
     "kyutai": "pip install moshi\npython -m moshi.server --hf-repo HUB_ID",
     "huggingface": "pip install transformers\n"
     "python -c \"import transformers; transformers.MoshiForConditionalGeneration.from_pretrained('PATH_OR_HUB_ID')\"",
@@ -59,24 +65,34 @@ def _front_matter(path: Path) -> dict[str, str]:
     return {name: value for name, value in values.items() if value}
 
 
-def card(layout: str, origin: Origin, quantized: dict[str, Quantization | None]) -> str:
+def run_line(role: str, model: str) -> str:
+    """The command that runs a model of a role."""
+    return f"python -m moshi_mlx.{KINDS[role][1]}{GIVEN[role]} --model {model}"
+
+
+def card(layout: str, origin: Origin, quantized: dict[str, Quantization | None], role: str = "dialogue") -> str:
     """README.md with the front matter that the hub reads."""
     kinds = sorted({str(kind) for kind in quantized.values() if kind})
     front = [f"license: {origin.licence or 'other'}"]
     if origin.base_model:
         front += [f"base_model: {origin.base_model}"]
-    front += [f"library_name: {LIBRARIES[layout]}", "tags:", "- moshi", "- speech-to-speech"]
+    front += [f"library_name: {LIBRARIES[layout]}", "tags:", *(f"- {tag}" for tag in TAGS[role])]
     front += ["- mlx"] if layout == "mlx" else []
     licence = {
         None: "The source names no licence: ask whoever made it before you pass these weights on.",
         "cc-by-4.0": "CC-BY 4.0: name Kyutai, who made Moshi, when you pass these weights on.",
     }.get(origin.licence, f"{origin.licence}, as the source has it.")
     of = f" of [{origin.base_model}](https://huggingface.co/{origin.base_model})" if origin.base_model else ""
+    name = KINDS[role][0]
+    what = "Moshi, the full-duplex speech-text model" if role == "dialogue" else f"A {name} of Moshi's family"
+    run = RUN[layout] if role == "dialogue" or layout == "mlx" else "pip install moshi  # its README has the command"
+    if layout == "mlx":
+        run += run_line(role, "PATH_OR_HUB_ID")
     return "\n".join([
         "---", *front, "---", "",
-        f"# Moshi in the {LAYOUTS[layout]} layout", "",
-        f"Moshi, the full-duplex speech-text model: the weights{of} in the {LAYOUTS[layout]} layout, "
+        f"# {'Moshi' if role == 'dialogue' else f'A {name}'} in the {LAYOUTS[layout]} layout", "",
+        f"{what}: the weights{of} in the {LAYOUTS[layout]} layout, "
         f"{'quantized: ' + '; '.join(kinds) if kinds else 'not quantized'}. Written by `moshi_mlx.convert`.", "",
-        "## Run", "", "```sh", RUN[layout], "```", "",
+        "## Run", "", "```sh", run, "```", "",
         "## Licence", "", licence, "",
     ])  # fmt: skip

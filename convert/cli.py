@@ -150,7 +150,7 @@ def convert(arguments: argparse.Namespace) -> int:
         folders.refuse_inside(path, *_read_files(source, options))
     outcome = pipeline.prepare(source, options)
     origin = card.origin_of(arguments.hf_path, source.folder)
-    text = card.card(arguments.to, origin, outcome.quantized)
+    text = card.card(arguments.to, origin, outcome.quantized, source.config.role)
     plan = outcome.plan._replace(small={"README.md": text.encode(), **outcome.plan.small})
     outcome = outcome._replace(plan=plan)
     if arguments.dry_run:

@@ -20,6 +20,8 @@ from moshi_mlx.terminal.arguments import Parser
 from moshi_mlx.terminal.progress import progress
 from moshi_mlx.terminal.sizes import size
 
+from .card import run_line
+
 READ_BYTES = 2**22
 
 
@@ -70,7 +72,7 @@ def readers(checkpoint: Checkpoint) -> list[str]:
     if checkpoint.lora.get("lora_name"):
         return ["moshi_mlx: no, the LoRA is not merged yet (python -m moshi_mlx.convert merges it)"]
     text = "" if checkpoint.tokenizer else " (without text: it has no sentencepiece tokenizer)"
-    lines = [f"moshi_mlx: yes, python -m moshi_mlx.local --model FOLDER{text}"]
+    lines = [f"moshi_mlx: yes, {run_line(checkpoint.config.role, 'FOLDER')}{text}"]
     if checkpoint.layout == "huggingface":
         return [*lines, "transformers: yes, MoshiForConditionalGeneration.from_pretrained"]
     if checkpoint.layout == "kyutai":

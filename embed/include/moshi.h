@@ -114,7 +114,8 @@ MOSHI_API void moshi_end(moshi_conversation *talk);
 MOSHI_API moshi_status moshi_reset(moshi_conversation *talk, const moshi_settings *settings);
 /* One frame: pcm [frame_size], what the user says. NaN and infinite samples count as silence. */
 MOSHI_API moshi_status moshi_step(moshi_conversation *talk, const float *pcm, size_t samples, moshi_frame *frame);
-/* The same from Mimi codes of the user's sound: [user_codebooks], -1 where there is no input. */
+/* The same from Mimi codes of the user's sound: [user_codebooks], -1 where there is no input. A translator (Hibiki) hears
+   audio_tokens itself, once on all codebooks, as the end of its source. */
 MOSHI_API moshi_status moshi_step_codes(moshi_conversation *talk, const int32_t *codes, size_t count,
                                         moshi_frame *frame);
 /* NaN and infinite samples that were taken as silence so far. */

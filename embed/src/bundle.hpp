@@ -22,6 +22,7 @@ class Bundle {
 
   Graph graph(const std::string& name, const Symbols& symbols = {}) const;
   int number(const std::string& key, int least = 0) const;
+  bool has(const std::string& key) const { return values_.count(key) > 0; }
   double decimal(const std::string& key) const;
   const std::string& words(const std::string& key) const;
 

@@ -96,7 +96,7 @@ moshi_frame Conversation::step(const float* pcm, size_t samples) {
 moshi_frame Conversation::step_codes(const int32_t* codes, size_t count) {
   check_idle();
   size_t expected = size_t(model_->bundle.number("user_codebooks"));
-  int most = model_->bundle.number("audio_tokens") - 1;
+  int most = model_->bundle.number(model_->bundle.has("user_tokens") ? "user_tokens" : "audio_tokens") - 1;
   if (!codes || count != expected) fail(MOSHI_BAD_ARGUMENT, "codes: got ", codes ? count : 0, ", expected ", expected);
   for (size_t i = 0; i < count; i++)
     if (codes[i] < -1 || codes[i] > most) fail(MOSHI_BAD_ARGUMENT, "codes: got ", codes[i], ", expected -1 to ", most);

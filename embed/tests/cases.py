@@ -23,6 +23,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from family import FAMILY  # noqa: E402
+
 GOLDENS, MINIATURE = ROOT / "tests" / "goldens", ROOT / "moshi_mlx" / "assets" / "miniature"
 FRAMES = 100
 KEYS = ("temperature", "top_k", "top_p", "min_p", "text_temperature", "text_top_k", "text_top_p", "text_min_p")
@@ -44,6 +46,7 @@ class Case(NamedTuple):
     dtype: str | None = "float32"
     kv_bits: int | None = None
     first: int | None = None  # slots of the cache to begin with
+    guidance: float | None = None
     settings: tuple[str, ...] = ("sampled", "greedy")
 
 
@@ -59,13 +62,16 @@ CASES = {
     "mxfp4": Case(convert=("-q", "--q-mode", "mxfp4"), dtype=None),
     "miniature": Case(MINIATURE, dtype=None, settings=("sampled",)),
     "kv8": Case(MINIATURE, dtype=None, kv_bits=8, first=32, settings=("greedy",)),
+    "hibiki": Case(FAMILY / "hibiki"),
+    "guided": Case(FAMILY / "hibiki", guidance=3.0, first=16),
+    "zero": Case(FAMILY / "hibiki_zero", settings=("sampled",)),
 }
 
 
 def make_checkpoint(case: Case, folder: Path) -> None:
     source = folder.with_name("source")
     shutil.copytree(case.base, source)
-    if case.base != MINIATURE:
+    if case.base.parent == GOLDENS:
         for name in ("mimi.safetensors", "mimi_config.json", "tokenizer.model"):
             shutil.copy(GOLDENS / "moshi_tiny" / name, source / name)
         config = json.loads((source / "config.json").read_text())
@@ -99,7 +105,7 @@ def bundles(folder: Path) -> None:
         make_checkpoint(case, place / "checkpoint")
         session.FIRST_CAPACITY = case.first or 256
         dtype = getattr(mx, case.dtype) if case.dtype else None
-        bundle.export(place / "checkpoint", place / "bundle", dtype, case.kv_bits)
+        bundle.export(place / "checkpoint", place / "bundle", dtype, case.kv_bits, guidance=case.guidance)
 
 
 def sound() -> np.ndarray:
@@ -120,16 +126,18 @@ def references(folder: Path) -> None:
         model = moshi_mlx.load(folder / name / "checkpoint", getattr(mx, case.dtype) if case.dtype else None)
         for settings in case.settings:
             seed, *values = SETTINGS[settings]
-            talk = model.session(seed, kv_bits=case.kv_bits, **dict(zip(KEYS, values, strict=True)))
-            write_reference(folder / f"{name}.{settings}", settings, [talk.step(frame) for frame in frames])
+            told = {"kv_bits": case.kv_bits, "guidance": case.guidance}
+            talk = model.session(seed, **told, **dict(zip(KEYS, values, strict=True)))
+            said, count = [talk.step(frame) for frame in frames], model.config.num_codebooks
+            write_reference(folder / f"{name}.{settings}", settings, said, count)
 
 
-def write_reference(stem: Path, settings: str, frames: list[Any]) -> None:
+def write_reference(stem: Path, settings: str, frames: list[Any], codebooks: int) -> None:
     lines = [" ".join(map(str, SETTINGS[settings]))]
     pcm = np.zeros((len(frames), 1920), np.float32)
     for n, frame in enumerate(frames):
         ready = frame.pcm is not None
-        codes = frame.audio_codes if ready else [-1] * 8
+        codes = frame.audio_codes if ready else [-1] * codebooks
         pcm[n] = frame.pcm if ready else 0
         lines.append(" ".join(map(str, [frame.text_token, int(ready), *codes, f"x{frame.text.encode().hex()}"])))
     stem.with_name(stem.name + ".txt").write_text("\n".join(lines) + "\n")

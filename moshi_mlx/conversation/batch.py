@@ -13,8 +13,9 @@ from ..errors import InputError
 from ..inputs import spelled_out
 from ..models.layers.transformer import grow
 from ..models.moshi import Moshi
+from ..models.roles import BOTH_SIDES, check_role
 from ..models.sampling import RowSampling, SamplingSettings
-from ..models.state import State, flatten, where
+from ..models.state import TOLD, State, flatten, where
 from ..terminal.progress import steps
 from . import duplex, rows
 from . import prompt as prompts
@@ -24,6 +25,7 @@ from .prompt import Prefilled
 from .session import bound_memory, capacities, checked_context
 from .speech import SpeechDetector
 from .text import TextDecoder
+from .told import check_takes_prompts, conversation_guidance
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -89,9 +91,12 @@ class Batch:
         *,
         kv_bits: int | None = None,
         context: int | None = None,
+        guidance: float | None = None,
         progress: bool = True,
     ) -> None:
-        """kv_bits, context and progress are those of `Session`. Raises InputError."""
+        """kv_bits, context, guidance and progress are those of `Session`, of all rows alike. Raises InputError."""
+        check_role(model, *BOTH_SIDES)
+        self._guidance = conversation_guidance(model, guidance)
         config = model.config.audio_encoder_config
         self.slots, self.sample_rate, self.frame_size = (
             inputs.whole("slots", slots, 1),
@@ -127,7 +132,10 @@ class Batch:
         return self.slots - len(self._rows)
 
     @spelled_out(SamplingSettings)
-    def join(self, seed: int = 0, *, prompt: Prefilled | None = None, **settings: Unpack[SamplingSettings]) -> Row:
+    def join(
+        self, seed: int = 0, *, prompt: Prefilled | None = None, conditions: Mapping[str, Any] | None = None,
+        **settings: Unpack[SamplingSettings],
+    ) -> Row:  # fmt: skip
         """A new conversation, drawn as a session of that seed and those settings is (see `Session`).
 
         The next step primes it, in passing; given sound in that very step, it is primed by one step more before.
@@ -138,12 +146,17 @@ class Batch:
         and the first token is drawn. The rings of the others are neither copied nor changed, unless the prompt is
         longer than any conversation here and all rings grow, as they do with a conversation that gets so old.
 
+        `conditions` are this conversation's own, as those of `Session`; guidance is the batch's.
+
         Raises InputError where there is no free slot, for a prompt longer than the context and for a setting out of
         range, TypeError for one that does not exist.
         """
         sampling = self._sampling(settings)
         seed = inputs.seed(seed)
-        prompt = None if prompt is None else prompts.checked(prompt, self.context)
+        if prompt is not None:
+            check_takes_prompts(self.model, "prompt")
+            prompt = prompts.checked(prompt, self.context)
+        told = self.model.conditions.vector(conditions)
         if not self.free:
             raise InputError(f"join: all {self.slots} slots are taken; let one leave first, or make a larger batch")
         if not self._rows:
@@ -154,6 +167,8 @@ class Batch:
         row = self._rows[place] = Row(place, seed, sampling, text_of, speech)
         if place in self._unfit:
             self._clear(place)
+        if told is not None:
+            self._state["temporal"]["condition"][place] = told.astype(self._state["temporal"]["condition"].dtype)
         if prompt is not None:
             self._go_on(row, prompt)
         return row
@@ -271,7 +286,8 @@ class Batch:
             model = self.model
 
             def step(sound: mx.array, state: State, parts: list[mx.array], text: mx.array, audio: mx.array) -> Any:
-                sampling = DuplexSampling(RowSampling(text, text_most), RowSampling(audio, audio_most))
+                streams = (RowSampling(text, text_most), RowSampling(audio, audio_most))
+                sampling = DuplexSampling(*streams, guidance=self._guidance)
                 return rows.step(model, sound, state, rows.Parts(*parts), sampling)
 
             self._steps[text_most, audio_most] = mx.compile(step)
@@ -283,7 +299,8 @@ class Batch:
         """Nobody is there: the first caches again."""
         self._capacity = self._capacities[0]
         self._state = None  # freed before its successor is made
-        self._state = duplex.init_state(self.model, [0] * self.slots, self._capacity, self._kv_bits)
+        seeds = [0] * self.slots
+        self._state = duplex.init_state(self.model, seeds, self._capacity, self._kv_bits, None, self._guidance)
         self._unfit.clear()
 
     def _grow(self) -> None:
@@ -307,16 +324,17 @@ class Batch:
         """
         while self._capacity < self.context:
             self._grow()
-        offset = mx.full((self.slots,), self.context, mx.int32)
-        self._state |= {"offset": offset, "temporal": self._state["temporal"] | {"offset": offset}}
+        self._state = rows.at_offset(self._state, self.context)
         mx.eval(self._state)
         for row in self._rows.values():
             row.positions = self.context
 
     def _clear(self, place: int) -> None:
         """Empty the rings of a slot. Nothing else needs it: only infinities reach through a mask."""
-        others = mx.arange(self.slots) != place
+        others, temporal = mx.arange(self.slots) != place, self._state["temporal"]
+        told = {name: part for name, part in temporal.items() if name in TOLD}
         self._state = where(others, self._state, rows.zeros(self._state))
+        self._state["temporal"] |= told
         mx.eval(self._state)
         self._unfit.discard(place)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..inputs import Number
 from ..models.sampling import SamplingSettings
 
 OnText = Callable[[int], int | None]
@@ -25,6 +26,8 @@ class SessionSettings(SamplingSettings, total=False):
     on_text: OnText | None
     on_speaking: OnSpeaking | None
     wait_for_greeting: bool | None
+    guidance: Number | None
+    conditions: Mapping[str, Any] | None
     progress: bool | None
 
 

@@ -28,7 +28,7 @@ from ..models.moshi import Moshi
 from ..models.state import State, flatten, unflatten
 from . import duplex, streams
 from .duplex import Adjust, DuplexSampling
-from .told import told
+from .told import against, guided, told
 
 FILE_KIND = "moshi_mlx prompt 1"
 FIRST_VALUES = 8
@@ -57,14 +57,21 @@ class Prefilled(NamedTuple):
         return caches.capacity_of(self.temporal["layers"][0])
 
 
-def prefill(model: Moshi, prompt: Columns, room: int = 0) -> Prefilled:
-    """The prompt in one pass, with place for `room` positions more. Lazy."""
+def prefill(
+    model: Moshi, prompt: Columns, room: int = 0, conditions: Mapping[str, Any] | None = None, guidance: float = 1.0
+) -> Prefilled:
+    """The prompt in one pass, with place for `room` positions more. Lazy.
+
+    With guidance (see `told`) `temporal` and `hidden` have two rows for each of the prompt's.
+    """
     config, helium = model.config, model.decoder.model
-    embeds = prompt.embeds
+    embeds, lengths = prompt.embeds, mx.array(prompt.lengths.astype(np.int32))
     if embeds is None:
-        embeds = model.embed(delayed(model, prompt.columns))
+        sides = [conditions] if guidance == 1 else [conditions, against(model)]
+        columns = delayed(model, prompt.columns)
+        embeds = mx.concatenate([model.embed(columns, side) for side in sides])
+        lengths = mx.tile(lengths, len(sides))
     same = (prompt.lengths == embeds.shape[1]).all()
-    lengths = mx.array(prompt.lengths.astype(np.int32))
     x, temporal = helium.transformer.over_sequence(
         embeds.astype(helium.dtype), lengths=None if same else lengths, room=room
     )
@@ -87,15 +94,18 @@ def _before(prompt: Columns, back: int, initial: list[int]) -> np.ndarray:
 
 
 def begin(
-    model: Moshi, prompt: Prefilled, seeds: list[int], sampling: DuplexSampling, adjust: Adjust | None = None
-) -> State:
+    model: Moshi, prompt: Prefilled, seeds: list[int], sampling: DuplexSampling, adjust: Adjust | None = None,
+    conditions: Mapping[str, Any] | None = None,
+) -> State:  # fmt: skip
     """The live state whose last position is the prompt's last; codec states are left to the caller.
 
-    The text token is drawn from what `adjust` makes of its logits [B, vocab].
+    The text token is drawn from what `adjust` makes of its logits [B, vocab]. Conditions and the sampling's guidance
+    are those that the prompt was read with.
     """
     own, user = duplex.delays_of(model.config)
     keys = mx.stack([mx.random.key(whole_seed(seed)) for seed in seeds])
-    logits = model.decoder.lm_head(prompt.hidden)
+    rows = len(prompt.tail)
+    logits = guided(model.decoder.lm_head(prompt.hidden), rows, sampling.guidance)
     logits = logits if adjust is None else adjust(logits)
     text, codes, keys = duplex.sample_frame(model, prompt.hidden, logits, keys, sampling, *known(model, prompt, 0))
 
@@ -103,7 +113,6 @@ def begin(
         """The tokens [B, K, 1] of streams from `first` on, `back` + delay columns before the prompt's end."""
         return mx.array(_tokens(prompt.tail, [back + delay for delay in delays], first))[:, :, None]
 
-    rows = len(prompt.hidden)
     return {
         # Rings and tokens hold what is before a stream's start: no position of this state needs to be told.
         "offset": mx.full((rows,), prompt.length + max(model.config.audio_delays) + 1, mx.int32),
@@ -111,7 +120,7 @@ def begin(
         "text": text,
         "own": mx.concatenate([*(past(i, own, 1) for i in range(max(own), 0, -1)), codes[:, :, None]], axis=2),
         "user": mx.concatenate([past(1 + i, (0,) * len(user), 1 + len(own)) for i in range(max(user), -1, -1)], axis=2),
-        "temporal": {**prompt.temporal, **told(model, rows)},
+        "temporal": {**prompt.temporal, **told(model, rows, conditions, sampling.guidance)},
     }
 
 

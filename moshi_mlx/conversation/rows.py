@@ -39,7 +39,7 @@ def step(
     codes, encoder = model.audio_encoder.encode_step(sound, before["encoder"], model.config.user_codebooks)
     codes = mx.where(parts.hears[:, None], codes[..., 0], 0)
     text, heard = duplex.hear_codes(model, codes, before, sampling)
-    finite = mx.isfinite(heard["hidden"]).all(axis=-1)
+    finite = mx.isfinite(heard["hidden"]).all(axis=-1).reshape(-1, len(text)).all(axis=0)  # of both rows, if guided
     reply, after = duplex.speak(model, text, heard, sampling, parts.known)
     finite &= mx.isfinite(reply.sound).all(axis=-1)
     decoder = after["decoder"]
@@ -62,6 +62,12 @@ def zeros(state: State) -> State:
     if isinstance(state, dict):
         return {name: zeros(part) for name, part in state.items()}
     return [zeros(part) for part in state] if isinstance(state, list) else mx.zeros_like(state)
+
+
+def at_offset(state: State, context: int) -> State:
+    """The state with so many positions behind every row."""
+    offset, temporal = (mx.full(part["offset"].shape, context, mx.int32) for part in (state, state["temporal"]))
+    return {**state, "offset": offset, "temporal": {**state["temporal"], "offset": temporal}}
 
 
 def put(row: State, state: State, place: int) -> None:

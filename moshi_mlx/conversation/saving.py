@@ -14,14 +14,15 @@ from .. import inputs
 from ..errors import InputError
 from ..models.layers.transformer import grow
 from ..models.state import State, flatten, unflatten
-from . import duplex, prompt
+from . import duplex, prompt, told
 from .prompt import Prefilled
 
 if TYPE_CHECKING:
     from .session import Session
 
 FILE_KIND = "moshi_mlx conversation 1"
-AGREE = ("kv_bits", "context", "wait_for_greeting")  # settings that a file and the session that takes it share
+# Settings that a file and the session that takes it share.
+AGREE = ("kv_bits", "context", "wait_for_greeting", "guidance", "conditions")
 TAIL = "prompt.tail"
 
 
@@ -44,7 +45,7 @@ def restore(session: Session, path: str | os.PathLike[str]) -> None:
     try:
         if about["checksum"] != _checksum(arrays, about["conversation"]):
             raise ValueError("checksum")
-        said = json.loads(about["conversation"])
+        said = {"guidance": 1.0, "conditions": {}, **json.loads(about["conversation"])}  # which earlier files lack
         tail = arrays.pop(TAIL, None)
         _check_agreement(session, said, path)
         state = _whole(session, unflatten(list(arrays.items()))["state"], said["capacity"])
@@ -63,6 +64,8 @@ def _said(session: Session) -> dict[str, Any]:
         "kv_bits": None if session._kv_bits is None else int(session._kv_bits),
         "context": session.context,
         "wait_for_greeting": gate is not None,
+        "guidance": session._guidance,
+        "conditions": told.said(session._model, session._conditions),
         "seed": inputs.seed(session._seed),
         "capacity": session._capacity,
         "positions": session._positions,
@@ -87,8 +90,7 @@ def _check_agreement(session: Session, said: dict[str, Any], path: Any) -> None:
 
 def _whole(session: Session, state: State, capacity: int) -> State:
     """The state, in rings as this session has them. Raises ValueError where an array is not a conversation's."""
-    model = session._model
-    wanted = flatten(duplex.init_state(model, [0], capacity, session._kv_bits))  # lazy: takes no memory
+    wanted = flatten(session._new_state(0, capacity))  # lazy: takes no memory
     got = dict(flatten(state))
     if {name: (leaf.shape, leaf.dtype) for name, leaf in wanted} != {n: (a.shape, a.dtype) for n, a in got.items()}:
         raise ValueError("shapes")

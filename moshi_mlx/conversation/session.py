@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -15,16 +15,18 @@ from ..inputs import Turns, scalar, silenced, sound, spelled_out, tokens
 from ..models.layers.cache import reads_unseen_slots
 from ..models.layers.transformer import grow
 from ..models.moshi import Moshi
+from ..models.roles import BOTH_SIDES, check_role
 from ..models.sampling import MOSHI, SamplingSettings
 from ..models.state import State
 from ..terminal.progress import steps
-from . import duplex, saving
+from . import duplex, rows, saving
 from . import prompt as prompts
 from .duplex import DuplexSampling
 from .frame import Frame, OnSpeaking, OnText
 from .prompt import Prefilled
 from .speech import GreetingGate, SpeechDetector
 from .text import TextDecoder
+from .told import check_takes_prompts, conversation_guidance
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -52,6 +54,11 @@ class Session:
     `prompt` comes before the conversation, and before each that `reset` begins: see `prompt` of the model.
     on_speaking(now) is called when `frame.speaking` changes, before `step` returns. With `wait_for_greeting` the user
     is heard as silence until Moshi has spoken and is silent again, at most 12 s: noise cannot cut its greeting off.
+    A translator takes neither of the two.
+
+    `conditions` are what the model is told of the conversation, by name (Hibiki: `{"description": "very_good"}`, which
+    it is told anyway); `guidance` other than 1 asks it a second time, told the opposite, and goes that many times as
+    far from there to here (Hibiki: 3 sounds more like the speaker). It makes the temporal transformer work on two rows.
 
     MLX work belongs to a thread, so make it, step it and reset it on one thread. A call while another one runs, on
     another thread or from a hook, is refused with InputError and changes nothing.
@@ -77,10 +84,14 @@ class Session:
         prompt: Prefilled | None = None,
         on_speaking: OnSpeaking | None = None,
         wait_for_greeting: bool = False,
+        guidance: float | None = None,
+        conditions: Mapping[str, Any] | None = None,
         progress: bool = True,
         **settings: Unpack[SamplingSettings],
     ) -> None:
-        sampling = DuplexSampling.of(settings)
+        check_role(model, *BOTH_SIDES)
+        self._guidance, self._conditions = conversation_guidance(model, guidance), conditions
+        sampling = DuplexSampling.of(settings, self._guidance)
         config = model.config.audio_encoder_config
         self.sample_rate, self.frame_size = config.sampling_rate, config.frame_size
         self.nonfinite_samples = 0
@@ -99,6 +110,8 @@ class Session:
             if hook is not None and not callable(hook):
                 raise InputError(f"{name}: got {hook!r}, expected a function")
         self._on_text, self._on_speaking = on_text, on_speaking
+        if prompt is not None or wait_for_greeting:
+            check_takes_prompts(model, "wait_for_greeting" if prompt is None else "prompt")
         self._prompt = None if prompt is None else prompts.in_bits(prompts.checked(prompt, self.context), kv_bits)
         self._speech = SpeechDetector(self.frame_size / self.sample_rate)
         self._gate = GreetingGate(self.frame_size / self.sample_rate) if wait_for_greeting else None
@@ -147,10 +160,14 @@ class Session:
     def _begin(self) -> mx.array:
         """Position 0 of a conversation without a prompt: the first text token."""
         self._capacity, self._positions = self._capacities[0], 1
-        state = duplex.init_state(self._model, [self._seed], self._capacity, self._kv_bits)
+        state = self._new_state(self._seed, self._capacity)
         first_token, self._state = duplex.prime(self._model, state, self._sampling)
         mx.eval(first_token, self._state)
         return first_token
+
+    def _new_state(self, seed: int, capacity: int) -> State:
+        told = (self._conditions, self._guidance)
+        return duplex.init_state(self._model, [seed], capacity, self._kv_bits, *told)
 
     def _go_on(self, prompt: Prefilled) -> mx.array:
         """The positions of a prompt, which are done already: the text token that follows them."""
@@ -199,8 +216,7 @@ class Session:
         """
         while self._capacity < self.context:
             self._grow()
-        offset = mx.full((1,), self.context, mx.int32)
-        self._state |= {"offset": offset, "temporal": self._state["temporal"] | {"offset": offset}}
+        self._state = rows.at_offset(self._state, self.context)
         mx.eval(self._state)
         self._positions = self.context
 

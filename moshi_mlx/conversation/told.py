@@ -26,6 +26,26 @@ def checked_guidance(value: Any) -> float:
     return float(number("guidance", value, -FLOAT32_MOST, FLOAT32_MOST))
 
 
+def conversation_guidance(model: Moshi, value: Any) -> float:
+    """The number itself, 1 where None. Raises InputError for what is none, and where there is nothing to guide by."""
+    guidance = 1.0 if value is None else checked_guidance(value)
+    if guidance != 1 and not model.conditions.names:
+        raise InputError(f"guidance: got {guidance:g}, but this model takes no conditions to guide by; leave it out")
+    return guidance
+
+
+def check_takes_prompts(model: Moshi, name: str) -> None:
+    """Raises InputError for a model that does not greet, nor is anybody: a translator."""
+    if model.config.role == "translator":
+        raise InputError(f"{name}: a translator takes none, it says what it hears; leave it out")
+
+
+def said(model: Moshi, conditions: Mapping[str, Any] | None) -> dict[str, str | None]:
+    """The conditions as a file says them: of a sequence only that there is one."""
+    values = model.conditions.check(conditions)
+    return {name: value if value is None or isinstance(value, str) else "sequence" for name, value in values.items()}
+
+
 def against(model: Moshi) -> dict[str, Any]:
     """What the second row is told: the opposite where there is one, else nothing."""
     return {
@@ -64,9 +84,3 @@ def guided(logits: mx.array, rows: int, guidance: float) -> mx.array:
         return logits
     said, null = mx.split(logits, 2)
     return null + (said - null) * guidance
-
-
-def refuse_guidance(guidance: float, where: str) -> None:
-    """Raises InputError for guidance where there is no second row."""
-    if guidance != 1:
-        raise InputError(f"guidance: got {guidance:g}, but {where} has no second row for it; leave it out")

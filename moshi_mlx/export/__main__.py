@@ -13,7 +13,7 @@ from ..checkpoints.hub import local_folder
 from ..checkpoints.reading import open_checkpoint
 from ..errors import MoshiError
 from ..terminal import streams
-from ..terminal.arguments import Parser
+from ..terminal.arguments import Parser, named, number
 from .bundle import export
 from .checking import differences
 
@@ -38,6 +38,10 @@ def parser() -> Parser:
     add("folder", metavar="FOLDER", type=Path, help="the bundle to write")
     add("--dtype", choices=tuple(DTYPES), help="type that the language model runs in (default: the stored one)")
     add("--kv-bits", type=int, choices=(8, 4), help="keep the attention cache in so many bits")
+    add("--guidance", type=number(float, 0), metavar="N", help="Hibiki: 3 sounds more like the speaker "
+        "(default: 1, none)")  # fmt: skip
+    add("--condition", type=named, action="append", default=[], metavar="NAME=VALUE", help="what the model is told of "
+        "all conversations, as description=good (default: what the published programs say)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace a bundle, once the new one is whole")
     add("--check", action="store_true", help="run the bundle against the model here, on a spoken question")
     return parser
@@ -62,13 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     dtype = DTYPES.get(arguments.dtype)
-    made = export(arguments.checkpoint, arguments.folder, dtype, arguments.kv_bits, arguments.overwrite)
+    told = {"conditions": dict(arguments.condition), "guidance": arguments.guidance}
+    made = export(arguments.checkpoint, arguments.folder, dtype, arguments.kv_bits, arguments.overwrite, **told)
     streams.tell(f"{made.folder}: {len(made.files)} files, {sum(made.files.values()) / 1000:.0f} KB")
     if not arguments.check:
         return 0
     checkpoint = open_checkpoint(local_folder(arguments.checkpoint))
     equal = True
-    for found in differences(arguments.folder, checkpoint, dtype, arguments.kv_bits):
+    for found in differences(arguments.folder, checkpoint, dtype, arguments.kv_bits, **told):
         what = f"{found.tokens} tokens differ, sound by at most {found.sound:.1e}"
         streams.tell(f"{found.settings}: {found.frames} frames, {'equal to the session' if found.equal else what}")
         equal &= found.equal

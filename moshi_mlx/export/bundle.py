@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +16,14 @@ from ..checkpoints.reading import Checkpoint, build, open_checkpoint
 from ..checkpoints.safetensors import load_lazily
 from ..conversation.duplex import delays_of
 from ..conversation.text import bytes_of
+from ..conversation.told import conversation_guidance
 from ..errors import CheckpointError
 from ..models.layers.cache import FUSED_HEADS
 from ..models.moshi import Moshi
+from ..models.roles import BOTH_SIDES, check_role
 from ..models.sampling import MOSHI
 from ..terminal.version import VERSION
-from .functions import Functions, prepare
+from .functions import Functions, Told, prepare
 from .tracing import FORMAT
 
 MANIFEST, TEXT = "manifest.txt", "text.bin"
@@ -36,27 +39,33 @@ class Exported(NamedTuple):
 
 def export(
     path_or_hub_id: str | Path, folder: str | Path, dtype: mx.Dtype | None = None, kv_bits: int | None = None,
-    overwrite: bool = False,
+    overwrite: bool = False, conditions: Mapping[str, Any] | None = None, guidance: float | None = None,
 ) -> Exported:  # fmt: skip
     """Write the bundle of a checkpoint (a folder or hub id, any layout) to `folder`; nothing of the weights is in it.
 
     `dtype` is the type that the language model is run in (None: the stored one), `kv_bits` 8 or 4 keeps the attention
-    cache in these. The same checkpoint gives the same bytes. Raises CheckpointError, ConfigError or InputError.
+    cache in these. `conditions` and `guidance`, those of `Session`, hold for all conversations of the bundle. The same
+    checkpoint gives the same bytes. Raises CheckpointError, ConfigError or InputError.
     """
     folder = Path(folder)
     refuse_existing(folder, overwrite, BUNDLE)
     checkpoint = open_checkpoint(local_folder(path_or_hub_id))
-    files = files_of(checkpoint, dtype, kv_bits)
+    files = files_of(checkpoint, dtype, kv_bits, conditions, guidance)
     with new_folder(folder, overwrite, BUNDLE) as partial:
         for name, data in files.items():
             write_small(partial / name, data)
     return Exported(folder, {name: len(data) for name, data in files.items()})
 
 
-def files_of(checkpoint: Checkpoint, dtype: mx.Dtype | None, kv_bits: int | None) -> dict[str, bytes]:
+def files_of(
+    checkpoint: Checkpoint, dtype: mx.Dtype | None, kv_bits: int | None, conditions: Mapping[str, Any] | None = None,
+    guidance: float | None = None,
+) -> dict[str, bytes]:  # fmt: skip
     """The files of a bundle by name."""
+    check_role(checkpoint.config, *BOTH_SIDES)
     model = build(checkpoint, dtype, Moshi)
-    functions = Functions(model, kv_bits)
+    told = Told(model.conditions.check(conditions), conversation_guidance(model, guidance))
+    functions = Functions(model, kv_bits, told)
     tensors = _published(checkpoint)
     graphs = functions.graphs() | {"prepare": prepare(checkpoint, dtype, [value for *_, value in tensors])}
     files = {f"{name}.graph": text.encode() for name, text in sorted(graphs.items())}
@@ -105,6 +114,7 @@ def _head(functions: Functions, kv_bits: int | None, checkpoint: Checkpoint) -> 
         "user_codebooks": config.user_codebooks,
         "text_tokens": config.vocab_size,
         "audio_tokens": config.audio_vocab_size,
+        "user_tokens": config.most_user_code + 1,  # with the end of a translator's source
         "delay": max(delays_of(config)[0]),
         "context": config.sliding_window,
         "kv_bits": kv_bits or 0,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -40,14 +40,16 @@ class Difference(NamedTuple):
 
 
 def differences(
-    folder: Path, checkpoint: Checkpoint, dtype: mx.Dtype | None, kv_bits: int | None, frames: int = FRAMES
-) -> Iterator[Difference]:
+    folder: Path, checkpoint: Checkpoint, dtype: mx.Dtype | None, kv_bits: int | None, frames: int = FRAMES,
+    conditions: Mapping[str, Any] | None = None, guidance: float | None = None,
+) -> Iterator[Difference]:  # fmt: skip
     """The spoken question, by the bundle and by the Session, for each of `SETTINGS`."""
     bundle, model = Bundle(folder, checkpoint.folder), build(checkpoint, dtype, Moshi)
     mx.eval(model.parameters())
     sound = _question(bundle.number("sample_rate"), bundle.number("frame_size"), frames)
     for name, settings in SETTINGS.items():
-        session = Session(model, 7, kv_bits=kv_bits, progress=False, **settings)
+        told: Any = {"conditions": conditions, "guidance": guidance}
+        session = Session(model, 7, kv_bits=kv_bits, progress=False, **told, **settings)
         talk = Talk(bundle, 7, DuplexSampling.of(settings))
         tokens, most = 0, 0.0
         for pcm in sound:

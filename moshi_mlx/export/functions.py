@@ -53,8 +53,15 @@ class _Stream:
         return mark("Choose", [logits], [(len(logits),)], [mx.uint32], len(self.asked) - 1)[0]
 
 
-def _traced(text: _Stream, audio: _Stream) -> duplex.DuplexSampling:
-    return duplex.DuplexSampling(text=cast(Any, text), audio=cast(Any, audio))
+def _traced(text: _Stream, audio: _Stream, guidance: float = 1.0) -> duplex.DuplexSampling:
+    return duplex.DuplexSampling(text=cast(Any, text), audio=cast(Any, audio), guidance=guidance)
+
+
+class Told(NamedTuple):
+    """What all conversations of a bundle are told: see `Session`."""
+
+    conditions: dict[str, Any] | None = None
+    guidance: float = 1.0
 
 
 class Given(NamedTuple):
@@ -102,12 +109,18 @@ def capacities(context: int) -> list[int]:
 class Functions:
     """All the graphs of a model, by name: `graphs()`."""
 
-    def __init__(self, model: Moshi, kv_bits: int | None) -> None:
-        self.model, self.config = model, model.config
+    def __init__(self, model: Moshi, kv_bits: int | None, told: Told | None = None) -> None:
+        self.model, self.config, self._kv_bits, self._told = model, model.config, kv_bits, told or Told()
         self.places = places(model)
         self.capacities = capacities(model.config.sliding_window)
-        self.states = {size: duplex.init_state(model, [0], size, kv_bits) for size in self.capacities}
+        self.states = {size: self._new_state(size) for size in self.capacities}
         self.names = StateNames.of(self.states[self.capacities[0]])
+
+    def _new_state(self, size: int) -> State:
+        return duplex.init_state(self.model, [0], size, self._kv_bits, *self._told)
+
+    def _begin(self) -> list[mx.array]:
+        return leaves(self._new_state(self.capacities[0]), [name for part in self.names for name in part])
 
     def graphs(self) -> dict[str, str]:
         small, temporal, encoder, decoder = self.names
@@ -117,7 +130,7 @@ class Functions:
         text, hidden = mx.zeros((1,), mx.int32), self.hidden_of_step()
         sound = mx.zeros((1, self.config.audio_encoder_config.frame_size))
         made = {
-            "begin": self._trace("begin", lambda: leaves(first, [*small, *temporal, *encoder, *decoder])),
+            "begin": self._trace("begin", self._begin),
             "encode": self._trace("encode", self._encode, sound, *leaves(first, encoder)),
             "depth": self._trace("depth", self._depth, text, hidden, *leaves(first, small)),
             "decode": self._trace("decode", self._decode, column, *leaves(first, small), *leaves(first, decoder)),
@@ -137,7 +150,8 @@ class Functions:
     def hidden_of_step(self) -> mx.array:
         """A value of the hidden state's shape and type; it is never evaluated."""
         codes = mx.zeros((1, self.config.user_codebooks), mx.int32)
-        _, heard = duplex.hear_codes(self.model, codes, self.states[self.capacities[0]], duplex.DuplexSampling())
+        sampling = duplex.DuplexSampling(guidance=self._told.guidance)
+        _, heard = duplex.hear_codes(self.model, codes, self.states[self.capacities[0]], sampling)
         hidden = heard["hidden"]
         return mx.zeros(hidden.shape, hidden.dtype)
 
@@ -150,14 +164,16 @@ class Functions:
         names = [*self.names.small, *self.names.temporal]
         stream = _Stream()
         before = {**tree(names, state), "keys": mx.zeros((1, 2), mx.uint32)}
-        _, heard = duplex.hear_codes(self.model, codes, before, _traced(stream, _Stream()))
+        sampling = _traced(stream, _Stream(), self._told.guidance)
+        _, heard = duplex.hear_codes(self.model, codes, before, sampling)
         return [stream.asked[0], heard["hidden"], *leaves(heard, names)]
 
     def _depth(self, text: mx.array, hidden: mx.array, *small: mx.array) -> list[mx.array]:
         heard = tree(self.names.small, small)
         ready = heard["offset"] >= max(duplex.delays_of(self.config)[0])
         heard |= {"hidden": hidden, "noise": mx.zeros((1, self.config.num_codebooks))}
-        column, after = duplex.depth_step(self.model, text, heard, _traced(_Stream(), _Stream()))
+        sampling = _traced(_Stream(), _Stream(), self._told.guidance)
+        column, after = duplex.depth_step(self.model, text, heard, sampling)
         return [column, ready, *leaves(after, self.names.small)]
 
     def _decode(self, column: mx.array, *state: mx.array) -> list[mx.array]:

@@ -10,6 +10,7 @@ from mlx.utils import tree_map
 
 from ..conversation.duplex import DuplexSampling, init_state, prime, step
 from ..models.moshi import Moshi
+from ..models.roles import BOTH_SIDES, check_role
 from ..models.state import flatten, unflatten
 
 
@@ -31,8 +32,9 @@ def export_step(model: Moshi, path: str | Path, sampling: DuplexSampling, seed: 
     True
     """
     warnings.warn("export_step: use python -m moshi_mlx.export CHECKPOINT FOLDER", DeprecationWarning, stacklevel=2)
+    check_role(model, *BOTH_SIDES)
     path = Path(path)
-    _, state = prime(model, init_state(model, [seed]), sampling)
+    _, state = prime(model, init_state(model, [seed], guidance=sampling.guidance), sampling)
     leaves = flatten(state)
     names = [name for name, _ in leaves]
 

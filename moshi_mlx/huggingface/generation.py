@@ -18,8 +18,11 @@ from ..conversation.duplex import DuplexSampling
 from ..conversation.frame import Frame
 from ..conversation.prompt import Columns, begin, grown, known, prefill
 from ..conversation.text import TextDecoder
+from ..conversation.told import conversation_guidance, guided
 from ..errors import InputError
 from ..inputs import Number, Whole
+from ..models.moshi import Moshi
+from ..models.roles import BOTH_SIDES, check_role
 from ..models.sampling import MOSHI, NAMES, Sampling, StreamSettings
 from ..models.state import State
 from .outputs import GenerateOutput
@@ -39,6 +42,8 @@ class GenerateSettings(StreamSettings, RuleSettings, total=False):
     voice: Any
     persona: str | None
     prompt: Any
+    guidance: Number | None
+    conditions: Mapping[str, Any] | None
     max_new_tokens: Whole | None
     max_length: Whole | None
     do_sample: bool | None
@@ -101,6 +106,8 @@ def generate(
     `voice` and `persona` (see `MoshiForConditionalGeneration.prompt`), or the `prompt` that was made of them, take
     the place of the prompt's columns: the user's stream begins after them, and what is returned is new.
 
+    `conditions` and `guidance` are those of `Session`, and hold in the prompt too.
+
     `max_new_tokens`, or `max_length` with the prompt and its initial column (default: 20 new ones, in all at most
     `max_position_embeddings`); N new tokens are N - max delay new frames. temperature (0: greedy), top_k (0: no cut),
     top_p (over 0 to 1) and min_p (0 to 1) are of the text, with `depth_` or `depth_decoder_` of the codes; what is not
@@ -113,6 +120,7 @@ def generate(
     are asked for, as in transformers. The attention window holds in the prompt as it does in a live conversation
     (transformers 5.23 forgets it in a prompt). Raises InputError, naming the argument.
     """
+    check_role(model, *BOTH_SIDES)
     sampling, seed = _sampling(model, settings), inputs.seed(seed)
     rules = Rules.of(settings, model.config.vocab_size)
     user, moshi = (user_input_values, user_audio_codes), (moshi_input_values, moshi_audio_codes)
@@ -126,7 +134,8 @@ def generate(
     else:
         _refuse_beside_persona(input_ids, *moshi, inputs_embeds, mask)
         prompt = after(model, seen, user, repeats)
-    streamer = settings.get("streamer")
+    conditions, streamer = settings.get("conditions"), settings.get("streamer")
+    _check_told(model, conditions, sampling.guidance, prompt.embeds)
     _check_streamer(streamer, len(prompt.lengths))
     count = new_token_count(settings, prompt.length, model.config.max_position_embeddings)
     record = Record(
@@ -134,7 +143,7 @@ def generate(
         [row[0, :n] for row, n in zip(prompt.columns, prompt.lengths, strict=True)],
         cast(Sampling, sampling.text),
     )
-    sampled = _run(model, prompt, count, sampling, seed, record, _Watch(model, prompt, streamer))
+    sampled = _run(model, prompt, count, sampling, conditions, seed, record, _Watch(model, prompt, streamer))
     sequences = mx.array(np.concatenate([prompt.shown, np.stack(record.new, axis=1)], axis=1).astype(np.int32))
     if not (return_audio_waveforms or return_audio_codes or return_dict_in_generate):
         return sequences
@@ -162,7 +171,9 @@ def _sampling(model: MoshiForConditionalGeneration, settings: GenerateSettings) 
         return Sampling.of({prefix + n: given.get(prefix + n, usual[ours + n]) for n in NAMES}, prefix)
 
     do_sample = given["do_sample"]
-    return DuplexSampling(of("", "text_", do_sample), of("depth_", "", given.get("depth_do_sample", do_sample)))
+    audio = of("depth_", "", given.get("depth_do_sample", do_sample))
+    guidance = conversation_guidance(model, given.get("guidance"))
+    return DuplexSampling(of("", "text_", do_sample), audio, guidance)
 
 
 def _refuse_beside_persona(*given: Any) -> None:
@@ -170,6 +181,13 @@ def _refuse_beside_persona(*given: Any) -> None:
     for name, value in zip(names, given, strict=True):
         if value is not None:
             raise InputError(f"{name}: got it together with a voice or a persona, which take its place")
+
+
+def _check_told(model: Moshi, conditions: Any, guidance: float, embeds: mx.array | None) -> None:
+    model.conditions.check(conditions)
+    if embeds is not None and (conditions or guidance != 1):
+        name = "guidance" if guidance != 1 else "conditions"
+        raise InputError(f"{name}: got it together with inputs_embeds, which say what the model is told; leave one out")
 
 
 def _check_streamer(streamer: Any, rows: int) -> None:
@@ -183,17 +201,18 @@ def _check_streamer(streamer: Any, rows: int) -> None:
 
 
 def _run(
-    model: MoshiForConditionalGeneration, prompt: Prompt, count: int, sampling: DuplexSampling, seed: int,
-    record: Record, watch: _Watch,
+    model: MoshiForConditionalGeneration, prompt: Prompt, count: int, sampling: DuplexSampling,
+    conditions: Mapping[str, Any] | None, seed: int, record: Record, watch: _Watch,
 ) -> np.ndarray:  # fmt: skip
     """Up to `count` text tokens more, in `record` -> the codes that each sampled, int [B, num_codebooks, new]."""
 
     seen = prompt.seen
     if seen is None:
-        seen = prefill(model, Columns(prompt.columns, prompt.lengths, prompt.embeds), count)
+        columns = Columns(prompt.columns, prompt.lengths, prompt.embeds)
+        seen = prefill(model, columns, count, conditions, sampling.guidance)
     else:
         seen = grown(seen, min(model.config.sliding_window, seen.length + count))
-    logits = model.decoder.lm_head(seen.hidden)
+    logits = guided(model.decoder.lm_head(seen.hidden), len(prompt.lengths), sampling.guidance)
 
     def step(
         codes: mx.array, state: State, given: tuple[mx.array, ...], masks: tuple[mx.array, ...]
@@ -209,7 +228,8 @@ def _run(
 
     compiled, rows = mx.compile(step), len(prompt.lengths)
     masks = record.masks()
-    state = begin(model, seen, [seed + row for row in range(rows)], sampling, lambda x: record.adjusted(x, *masks))
+    seeds = [seed + row for row in range(rows)]
+    state = begin(model, seen, seeds, sampling, lambda x: record.adjusted(x, *masks), conditions)
     mx.eval(logits, state)
     silence = np.repeat(_silence(model), rows, axis=0)
     text, sampled = state["text"], []

@@ -18,8 +18,10 @@ from ..errors import InputError
 from ..inputs import spelled_out
 from ..models import config as plain
 from ..models.moshi import Moshi
+from ..models.roles import BOTH_SIDES, check_role
 from ..models.state import State
 from ..roles.transcriber import Transcribes
+from ..roles.translator import Translates
 from . import personas, pretrained, teacher_forcing
 from .classes import Methods
 from .config import MoshiConfig
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class MoshiForConditionalGeneration(Methods, Transcribes, Moshi):
+class MoshiForConditionalGeneration(Methods, Transcribes, Translates, Moshi):
     """`.decoder` (Helium and text head), `.depth_decoder`, `.audio_encoder` (Mimi); `.tokenizer` where one was loaded.
 
     Weights are random (`initializer_range`, `seed`) until some are loaded; the codec's take no part in training
@@ -123,13 +125,15 @@ class MoshiForConditionalGeneration(Methods, Transcribes, Moshi):
         return AsyncConversation(lambda: self.session(seed, **given), waiting)
 
     def batch(
-        self, slots: int, *, kv_bits: int | None = None, context: int | None = None, progress: bool = True
-    ) -> Batch:
+        self, slots: int, *, kv_bits: int | None = None, context: int | None = None, guidance: float | None = None,
+        progress: bool = True,
+    ) -> Batch:  # fmt: skip
         """Up to `slots` conversations in one step; see `Batch`. Raises InputError."""
-        return Batch(self, slots, kv_bits=kv_bits, context=context, progress=progress)
+        return Batch(self, slots, kv_bits=kv_bits, context=context, guidance=guidance, progress=progress)
 
     def get_unconditional_inputs(self, num_samples: int = 1) -> UnconditionalInput:
         """Initial tokens alone, the start of a conversation without a prompt: `generate(**inputs)`."""
+        check_role(self, *BOTH_SIDES)
         num_samples = inputs.whole("num_samples", num_samples, 1)
         count, audio = self.config.num_codebooks, self.config.audio_vocab_size
         return UnconditionalInput(
@@ -169,6 +173,7 @@ class MoshiForConditionalGeneration(Methods, Transcribes, Moshi):
 
         `attention_mask` [B, T] is 0 where there is padding, before or behind a row. Raises InputError.
         """
+        check_role(self, *BOTH_SIDES, "transcriber")  # a speaker is told what to say as it goes
         flags = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         if text_labels is not None or audio_labels is not None:
             if inputs_embeds is not None or past_key_values is not None:

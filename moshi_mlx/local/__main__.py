@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..audio import portaudio
 from ..errors import MoshiError
@@ -18,12 +18,13 @@ from ..terminal.interrupt import STATUS, Interrupts
 from . import options, personas, view
 from .talk import Talk
 
+Parse = Callable[[Sequence[str] | None], argparse.Namespace]
 SWITCH_SECONDS = 0.001  # after which a thread that draws lets an audio callback run
 
 
-def _run(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
+def _run(program: str, kind: type[Talk], arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     with contextlib.ExitStack() as stack:
-        talk = Talk(arguments, stack, interrupts)
+        talk = kind(arguments, stack, interrupts)
         talk.open()
         session = talk.load()
         try:
@@ -31,7 +32,7 @@ def _run(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         except KeyboardInterrupt:
             if not talk.frames:
                 raise
-            streams.say("; ".join([f"{options.PROGRAM}: interrupted", *talk.kept_lines()]))
+            streams.say("; ".join([f"{program}: interrupted", *talk.kept_lines()]))
             return STATUS
         talk.report(statistics)
         return STATUS if talk.stop.is_set() and not (talk.live and statistics.frames) else 0
@@ -43,26 +44,31 @@ def _list_devices() -> int:
     return 0
 
 
-@streams.command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit status, which --help describes."""
+def run(program: str, kind: type[Talk], parse: Parse, argv: Sequence[str] | None) -> int:
+    """Runs a command line whose arguments are `parse`d, as a talk of that kind; returns the exit status."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        arguments = options.parse(argv)
+        arguments = parse(argv)
         with Interrupts() as interrupts:
             if arguments.list_voices:
                 return personas.list_voices(arguments, view.write_out)
-            return _list_devices() if arguments.list_devices else _run(arguments, interrupts)
+            return _list_devices() if arguments.list_devices else _run(program, kind, arguments, interrupts)
     except MoshiError as error:
-        streams.say(f"{options.PROGRAM}: error: {' '.join(str(error).splitlines())}")
+        streams.say(f"{program}: error: {' '.join(str(error).splitlines())}")
         return 2
     except KeyboardInterrupt as stop:
         kept = f" ({stop})" if str(stop) else ""
-        streams.say(f"{options.PROGRAM}: interrupted, no output was written{kept}")
+        streams.say(f"{program}: interrupted, no output was written{kept}")
         return STATUS
     finally:
         sys.setswitchinterval(before)
+
+
+@streams.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status, which --help describes."""
+    return run(options.PROGRAM, Talk, options.parse, argv)
 
 
 if __name__ == "__main__":

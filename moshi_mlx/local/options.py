@@ -74,10 +74,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _model_options(parser)
-    _sampling_options(parser.add_argument_group("sampling"))
+    sampling_options(parser.add_argument_group("sampling"))
     _sound_options(parser)
-    _device_options(parser.add_argument_group("live sound"))
-    _output_options(parser.add_argument_group("what is shown and kept"))
+    device_options(parser.add_argument_group("live sound"))
+    output_options(parser.add_argument_group("what is shown and kept"))
     return parser
 
 
@@ -89,16 +89,22 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", metavar="FOLDER_OR_HUB_ID", help="LoRA folder, file or hub id")
     parser.add_argument("-q", "--quantized", type=int, choices=HUB_SUFFIXES, default=4, help="bits (default: 4)")
     personas.add_options(parser)
-    _add(parser, "--context", _frames, "what Moshi remembers: frames of 80 ms, or seconds as in 60s (default: the "
-         "model's, 3000)")  # fmt: skip
+    memory_options(parser, 3000)
+
+
+def memory_options(parser: argparse.ArgumentParser, frames: int) -> None:
+    """What bears on memory and speed, of a model that usually remembers so many frames."""
+    _add(parser, "--context", _frames, "what is remembered: frames of 80 ms, or seconds as in 60s (default: the "
+         f"model's, {frames})")  # fmt: skip
     parser.add_argument("--kv-bits", type=int, choices=(8, 4), help="keep the attention cache in so many bits")
     parser.add_argument("--force", action="store_true", help="go on where the machine is found too small or too slow")
 
 
-def _sampling_options(group: Any) -> None:
+def sampling_options(group: Any, demo: bool = True) -> None:
+    """How sound and text are drawn."""
     add = functools.partial(_add, group)
     add("--seed", _number(int, 0, 2**64), "same seed, model and input: same reply (default: a random one, which is "
-        f"printed; {DEMO_SEED} for --demo)")  # fmt: skip
+        f"printed{f'; {DEMO_SEED} for --demo' if demo else ''})")  # fmt: skip
     for name, of, temperature, top_k in (("--", "sound", 0.8, 250), ("--text-", "text", 0.7, 25)):
         add(f"{name}temperature", _number(float, 0), f"of the {of}; 0 is greedy (default: the model's, or "
             f"{temperature})")  # fmt: skip
@@ -118,28 +124,30 @@ def _sound_options(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--steps", _number(int, 1), "end after so many frames of 80 ms")
 
 
-def _device_options(group: Any) -> None:
+def device_options(group: Any, who: str = "Moshi", demo: bool = True) -> None:
+    """Microphone and speaker."""
     group.add_argument("--list-devices", action="store_true", help="show the sound devices, and end")
     group.add_argument("--input-device", metavar="NAME_OR_NUMBER", help="microphone (default: the system's)")
-    group.add_argument("--output-device", metavar="NAME_OR_NUMBER", help="speaker (default: the system's); for --demo "
-                       f"also {NO_DEVICE!r}")  # fmt: skip
+    group.add_argument("--output-device", metavar="NAME_OR_NUMBER", help="speaker (default: the system's)"
+                       + f"; for --demo also {NO_DEVICE!r}" * demo)  # fmt: skip
     _add(group, "--device-rate", _number(int, 8000, 400_000), "Hz at which devices are opened (default: 24000 where "
          "they take it, or else their own)")  # fmt: skip
     group.add_argument("--user-file", type=Path, metavar="FILE", help="what you say first, before the microphone")
     group.add_argument("--echo-cancel", action="store_true", help="remove the speaker's sound from what the microphone "
                        "hears")  # fmt: skip
-    group.add_argument("--push-to-talk", action="store_true", help="Moshi hears you only while you hold the space key")
+    group.add_argument("--push-to-talk", action="store_true", help=f"{who} hears you only while you hold the space key")
     _add(group, "--latency-limit", _number(int, 160, 10_000), "ms; longest reply delay: beyond it speech is skipped "
          "too, below it only silence", 400)  # fmt: skip
 
 
-def _output_options(group: Any) -> None:
+def output_options(group: Any, who: str = "Moshi") -> None:
+    """What is seen and kept of a conversation."""
     group.add_argument("--record", type=Path, metavar="FILE.wav", help="both sides in stereo, and the words in .json")
-    group.add_argument("--transcript", type=Path, metavar="FILE", help="Moshi's words with times: .txt, .srt or .json")
+    group.add_argument("--transcript", type=Path, metavar="FILE", help=f"{who}'s words with times: .txt, .srt or .json")
     group.add_argument("--trace", type=Path, metavar="FILE.json", help="what was done when, for chrome://tracing")
     group.add_argument("--overwrite", action="store_true", help="replace files that exist instead of taking a free "
                        "number")  # fmt: skip
-    group.add_argument("--quiet", action="store_true", help="Moshi's words and errors only")
+    group.add_argument("--quiet", action="store_true", help=f"{who}'s words and errors only")
     group.add_argument("--json", action="store_true", help="one JSON object a frame on standard output")
 
 
@@ -161,10 +169,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments.drawn = arguments.seed is None and not arguments.demo
     if arguments.seed is None:
         arguments.seed = secrets.randbelow(10**6) if arguments.drawn else DEMO_SEED
-    _check_devices(parser, arguments)
-    _check_streams(parser, arguments)
-    _check_files(parser, arguments)
+    check(parser, arguments, "--input")
     return arguments
+
+
+def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace, source: str) -> None:
+    """Ends the program, with one line, where they contradict each other; `source` is what names a file to hear."""
+    _check_devices(parser, arguments, source)
+    _check_streams(parser, arguments, source)
+    _check_files(parser, arguments, source)
 
 
 def plays_demo(arguments: argparse.Namespace) -> bool:
@@ -172,41 +185,41 @@ def plays_demo(arguments: argparse.Namespace) -> bool:
     return arguments.demo and arguments.output_device != NO_DEVICE and arguments.output != STREAM
 
 
-def _check_devices(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+def _check_devices(parser: argparse.ArgumentParser, arguments: argparse.Namespace, source: str) -> None:
     """An option about a device that is not used is a mistake."""
     if arguments.input is not None:
         for name in ("input_device", "user_file", "echo_cancel", "push_to_talk"):
             if getattr(arguments, name):
-                _refuse(parser, arguments, name, "is about the microphone, which --input takes the place of")
+                refuse(parser, arguments, name, f"is about the microphone, which {source} takes the place of")
         if arguments.output is not None and not arguments.demo:
             for name in ("output_device", "device_rate"):
                 if getattr(arguments, name):
-                    _refuse(parser, arguments, name, "is about devices, and --input and --output are files")
+                    refuse(parser, arguments, name, f"is about devices, and {source} and --output are files")
 
 
-def _refuse(parser: argparse.ArgumentParser, arguments: argparse.Namespace, name: str, why: str) -> None:
+def refuse(parser: argparse.ArgumentParser, arguments: argparse.Namespace, name: str, why: str) -> None:
     """A flag that was given is a mistake; one of a person's own settings is left aside."""
     if name not in arguments.from_settings:
         parser.error(f"--{name.replace('_', '-')} {why}")
     setattr(arguments, name, parser.get_default(name))
 
 
-def _check_streams(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+def _check_streams(parser: argparse.ArgumentParser, arguments: argparse.Namespace, source: str) -> None:
     """Standard output is for one thing, and the microphone is not standard input."""
     if arguments.output == STREAM:
         if arguments.json:
-            _refuse(parser, arguments, "json", "and --output - both write to standard output")
+            refuse(parser, arguments, "json", "and --output - both write to standard output")
         if arguments.input is None:
-            parser.error("--output - needs --input")
+            parser.error(f"--output - needs {source}")
     if arguments.raw and STREAM not in (arguments.input, arguments.output):
-        _refuse(parser, arguments, "raw", "needs --input - or --output -")
+        refuse(parser, arguments, "raw", f"needs {'--input - ' if source == '--input' else '- '}or --output -")
 
 
-def _check_files(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+def _check_files(parser: argparse.ArgumentParser, arguments: argparse.Namespace, source: str) -> None:
     """No file may be written that is read, or written twice."""
     record = arguments.record
     paths = {
-        "--input": arguments.input, "--user-file": arguments.user_file, "--output": arguments.output,
+        source: arguments.input, "--user-file": arguments.user_file, "--output": arguments.output,
         "--record": record, "--record's words": record and record.with_suffix(".json") if record and record.name else
         None, "--transcript": arguments.transcript, "--trace": arguments.trace,
     }  # fmt: skip

@@ -15,6 +15,8 @@ from typing import Any
 from ..audio.recorder import Recorder
 from ..conversation import loop
 from ..errors import ConfigError, InputError, MoshiError
+from ..models.moshi import Moshi
+from ..models.roles import check_role
 from ..terminal import streams
 from ..terminal.interrupt import Interrupts
 from ..terminal.progress import Loading
@@ -32,6 +34,9 @@ VOLUME_STEP = 0.1
 
 class Talk:
     """Everything that is opened goes on `self.stack`, in whose reverse order it is closed: devices last."""
+
+    roles: tuple[str, ...] = ("dialogue",)  # of models that it is for
+    ends_class: type[Ends] = Ends
 
     def __init__(self, arguments: argparse.Namespace, stack: contextlib.ExitStack, interrupts: Interrupts) -> None:
         self.arguments, self.stack, self.interrupts = arguments, stack, interrupts
@@ -71,7 +76,7 @@ class Talk:
             trace = Trace(arguments.trace, arguments.overwrite)
             self._observe("trace written to", trace)
             note = trace.callback
-        self.ends = Ends(arguments, self.stack, self.say, note)
+        self.ends = self.ends_class(arguments, self.stack, self.say, note)
         if self.ends.file is not None:
             self._files.append(("reply written to", self.ends.file, self.ends.file.keep))
         self._tell_numbers()
@@ -111,9 +116,11 @@ class Talk:
         with Loading(plan.size if plan else 0), warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             model = moshi_mlx.load(arguments.model, **adapted)
+        if isinstance(model, Moshi):
+            check_role(model, *self.roles)
         for warning in told:
             self.say(f"warning: {warning.message}")
-        held = [arguments.kv_bits, arguments.context][: 1 if arguments.context is None else 2]
+        held = [arguments.kv_bits, arguments.context, self.guidance]
         self.say(f"loaded in {time.perf_counter() - began:.1f} s; {preflight.report(model, *held)}")
         needed = preflight.conversation_bytes(model, *held)
         self._check(lambda *_: preflight.check_memory(
@@ -135,10 +142,18 @@ class Talk:
         if self.live:
             self.say("compiling ...")
         began = time.perf_counter()
-        session = model.session(seed=self.arguments.seed, **settings)
+        session = self._make(model, settings)
         if self.live:
             self.say(f"compiled in {time.perf_counter() - began:.1f} s")
         return session
+
+    def _make(self, model: Any, settings: dict[str, Any]) -> Any:
+        return model.session(seed=self.arguments.seed, **settings)
+
+    @property
+    def guidance(self) -> float:
+        """As the session is to have it."""
+        return 1.0
 
     def _settings(self) -> dict[str, Any]:
         kinds = ("temperature", "top_k", "top_p", "min_p")
@@ -167,11 +182,7 @@ class Talk:
 
     def converse(self, session: Any) -> loop.Statistics:
         """Runs until the input ends, a key or a signal; whatever ends it, what was recorded until then is kept."""
-        if self.live:
-            self.say("talk now; Ctrl-C ends the conversation")
-        if self.arguments.input == options.DEMO_INPUT:
-            self.say(f"you: {options.DEMO_TEXT.read_text().strip()}")
-            self.say("Moshi:")
+        self._open_talk()
         self.interrupts.handle(self.quit)
         try:
             statistics = self._run(session)
@@ -185,6 +196,14 @@ class Talk:
             raise
         self.keep()
         return statistics
+
+    def _open_talk(self) -> None:
+        """What a person is told first."""
+        if self.live:
+            self.say("talk now; Ctrl-C ends the conversation")
+        if self.arguments.input == options.DEMO_INPUT:
+            self.say(f"you: {options.DEMO_TEXT.read_text().strip()}")
+            self.say("Moshi:")
 
     def _run(self, session: Any) -> loop.Statistics:
         with contextlib.ExitStack() as shown:

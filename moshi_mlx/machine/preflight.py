@@ -83,15 +83,17 @@ def check_memory(needed: int, what: str, advice: str) -> None:
         raise InputError(f"{what} takes {size(needed)}, this machine has {size(usable)} for it; {advice}{ANYWAY}")
 
 
-def conversation_bytes(model: Moshi, kv_bits: int | None = None, context: int | None = None) -> int:
+def conversation_bytes(
+    model: Moshi, kv_bits: int | None = None, context: int | None = None, guidance: float = 1.0
+) -> int:
     """Weights, the state of a conversation that fills the context, and what MLX keeps of freed buffers."""
-    state = duplex.init_state(model, [0], context, kv_bits)  # lazy: nothing is taken
+    state = duplex.init_state(model, [0], context, kv_bits, None, guidance)  # lazy: nothing is taken
     return weight_bytes(model)[0] + sum(array.nbytes for _, array in flatten(state)) + BUFFER_CACHE_BYTES
 
 
-def frame_bytes(model: Moshi, kv_bits: int | None = None, context: int | None = None) -> int:
-    """What a frame reads once the context is full: weights, keys and values."""
-    cache = model.decoder.model.init_state(1, capacity=context, kv_bits=kv_bits)
+def frame_bytes(model: Moshi, kv_bits: int | None = None, context: int | None = None, guidance: float = 1.0) -> int:
+    """What a frame reads once the context is full: weights, keys and values (with guidance those of two rows)."""
+    cache = model.decoder.model.init_state(1 if guidance == 1 else 2, capacity=context, kv_bits=kv_bits)
     return weight_bytes(model)[1] + sum(array.nbytes for _, array in flatten(cache))
 
 
@@ -106,11 +108,11 @@ def weight_bytes(model: Moshi) -> tuple[int, int]:
     return total, total - sum(size for key, size in arrays.items() if key in tables) - unused
 
 
-def report(model: Moshi, kv_bits: int | None = None, context: int | None = None) -> str:
+def report(model: Moshi, kv_bits: int | None = None, context: int | None = None, guidance: float = 1.0) -> str:
     """One line: the weights, and on a chip whose memory bandwidth is known the least time of a frame."""
-    a_frame = frame_bytes(model, kv_bits, context)
+    a_frame = frame_bytes(model, kv_bits, context, guidance)
     line = f"weights {size(weight_bytes(model)[0])}; with a full context {size(a_frame)} read in every frame of "
-    line += f"{chips.FRAME_MS:.0f} ms, {size(conversation_bytes(model, kv_bits, context))} in memory"
+    line += f"{chips.FRAME_MS:.0f} ms, {size(conversation_bytes(model, kv_bits, context, guidance))} in memory"
     info = mx.device_info()
     chip = chips.of_machine(info)
     if chip is None and mx.default_device() == mx.Device(mx.cpu):

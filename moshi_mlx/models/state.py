@@ -26,10 +26,14 @@ def take(state: State, conversation: int) -> State:
 
 
 def where(mask: mx.array, state: State, other: State) -> State:
-    """`state` for the conversations where mask (bool [B]) is true, `other` for the rest: pauses, resets, swaps."""
+    """`state` for the conversations where mask (bool [B]) is true, `other` for the rest: pauses, resets, swaps.
+
+    Where a part has more rows, as the temporal transformer has with guidance, they are the conversations again.
+    """
 
     def choose(a: mx.array, b: mx.array) -> mx.array:
-        return mx.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        rows = mask if len(a) == len(mask) else mx.tile(mask, len(a) // len(mask))
+        return mx.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
     return tree_map(choose, state, other)
 
@@ -50,9 +54,10 @@ def keep_paused(active: mx.array, state: State, before: State) -> State:
     return where(active, state, before)
 
 
-UNTOUCHED = ("layers", "cross", "condition")
-"""Parts of a transformer's state: its rings, beside the offset that says what of them is seen, and what no step
-changes."""
+TOLD = ("cross", "condition")
+"""Parts of a transformer's state that no step changes."""
+UNTOUCHED = ("layers", *TOLD)
+"""Those, and its rings, beside the offset that says what of them is seen."""
 
 
 def flatten(state: State) -> list[tuple[str, mx.array]]:

@@ -31,6 +31,7 @@ def make_batch(arguments: argparse.Namespace, say: Callable[[str], None]) -> Bat
 
     from ..huggingface.loading import load
     from ..machine import preflight
+    from ..models.roles import BOTH_SIDES, check_role
     from . import capacity
 
     say(f"loading {arguments.model} ...")
@@ -38,11 +39,12 @@ def make_batch(arguments: argparse.Namespace, say: Callable[[str], None]) -> Bat
     if mx.default_device() == mx.Device(mx.cpu):  # which computes it ten times as fast
         given["dtype"] = mx.float32
     model = load(arguments.model, **given)
+    check_role(model, *BOTH_SIDES)
     say(preflight.report(model, arguments.kv_bits))
     _check_frames(arguments.model, model.config.audio_encoder_config)
 
     def sized(slots: int) -> Batch:
-        return model.batch(slots, kv_bits=arguments.kv_bits, context=arguments.context)
+        return model.batch(slots, kv_bits=arguments.kv_bits, context=arguments.context, guidance=arguments.guidance)
 
     if arguments.slots == "auto":
         return capacity.largest(sized, say)

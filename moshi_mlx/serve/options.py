@@ -55,6 +55,10 @@ def _model_options(made: argparse.ArgumentParser) -> None:
         metavar="N",
         help="frames of 80 ms that Moshi remembers (default: the model's, 3000)",
     )
+    made.add_argument(
+        "--guidance", type=_not_negative, metavar="N",
+        help="with a Hibiki: 3 sounds more like the speaker (default: 1, none)",
+    )  # fmt: skip
     made.add_argument("--kv-bits", type=int, choices=(8, 4), help="keep the attention caches in so many bits")
 
 

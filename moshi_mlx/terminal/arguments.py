@@ -84,6 +84,14 @@ def number(kind: type, least: float, below: float = math.inf) -> Callable[[str],
     return parse
 
 
+def named(text: str) -> tuple[str, str | None]:
+    """A type for argparse: NAME=VALUE, where NAME= is None."""
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected NAME=VALUE, as description=good")
+    return name, value or None
+
+
 def script_of(module: str) -> str:
     """The console script of a command's module: `moshi-mlx` talks, the others have their name behind it."""
     name = module.removeprefix("moshi_mlx").lstrip(".").replace("_", "-")

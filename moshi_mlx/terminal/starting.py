@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-_TALKING = {"moshi_mlx", "moshi_mlx.local", "moshi-mlx"}
+_TALKING = {"moshi_mlx", "moshi_mlx.local", "moshi-mlx", "moshi_mlx.translate", "moshi-mlx-translate"}
 
 if _TALKING & {*sys.orig_argv, os.path.basename(sys.argv[0] if sys.argv else "")}:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

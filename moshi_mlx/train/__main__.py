@@ -107,10 +107,11 @@ def _encode(arguments: argparse.Namespace, parts: dict[str, list[Conversation]])
     """Both parts; what an earlier run left of a part that there is not now is removed. Returns what is left out."""
     import moshi_mlx
 
-    from .prepare import clear, prepare, remove_index
+    from .prepare import check_fits, clear, prepare, remove_index
 
     say(f"loading {arguments.model} ...")
     model = moshi_mlx.load(arguments.model)
+    check_fits(model)
     for name in parts:
         remove_index(arguments.output / name)
     left_out = []

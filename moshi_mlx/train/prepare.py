@@ -23,6 +23,7 @@ from ..conversation import text
 from ..errors import AudioError, CheckpointError, ConfigError
 from ..models.mimi import FRAMES_PER_CALL
 from ..models.moshi import Moshi
+from ..models.roles import BOTH_SIDES, check_role
 from . import recordings
 from .files import say, write_json, write_tensors
 from .recordings import Conversation
@@ -55,9 +56,9 @@ def prepare(model: Moshi, source: list[Conversation], folder: Path, speaker: str
     read; each is told of by the name of its file. Raises InputError, AudioError or ConfigError, before anything is
     encoded, for what else cannot be used, and AudioError where no recording is left.
     """
+    check_fits(model)
     checked = recordings.check(source, speaker)
     settings = settings_of(model) | {"speaker": speaker, "alignment": "shifted" if shift else "cut"}
-    check_fits(model)
     folder.mkdir(parents=True, exist_ok=True)
     remove_index(folder)
     work = _Work(model, _encoder(model), checked.scripts, shift)
@@ -96,7 +97,9 @@ def clear(folder: Path) -> None:
 
 
 def check_fits(model: Moshi) -> None:
-    """Raises ConfigError where codec, tokenizer or padding give tokens that the language model has no row for."""
+    """Raises InputError for a model that has not both sides of a conversation, ConfigError where codec, tokenizer or
+    padding give tokens that the language model has no row for."""
+    check_role(model, *BOTH_SIDES)
     config, codec = model.config, model.config.audio_encoder_config
     for what, most, rows in (
         ("the padding tokens", max(config.silent_text_tokens), config.vocab_size),

@@ -14,6 +14,7 @@ from ..checkpoints import adapters
 from ..conversation.session import bound_memory
 from ..errors import ConfigError
 from ..huggingface.loading import load
+from ..models.roles import BOTH_SIDES, check_role
 from . import dataset, saving
 from . import weights as trained
 from .curves import KINDS, Curve, Losses
@@ -47,6 +48,7 @@ class Trainer:
             saving.refuse_to_overwrite(self.folder)
         self._say(f"loading {options.model} ...")
         self.model = load(options.model)
+        check_role(self.model, *BOTH_SIDES)
         self._frame_rate = self.model.config.audio_encoder_config.frame_rate
         bound_memory()
         self._data, self._valid = self._datasets()

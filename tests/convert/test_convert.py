@@ -11,6 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from family import FAMILY, ROLES
 from helpers import GOLDENS, check_tokens, edit_json, golden, run_codes
 from moshi_mlx.convert import cli, inspecting, lora
 
@@ -19,6 +20,8 @@ from moshi_mlx.checkpoints import writing
 from moshi_mlx.checkpoints.quantization import Quantization
 from moshi_mlx.checkpoints.reading import open_checkpoint
 from moshi_mlx.checkpoints.safetensors import as_mx, read_header, stored
+from moshi_mlx.models.roles import KINDS
+from moshi_mlx.models.state import flatten
 from moshi_mlx.terminal.sizes import size
 
 LM = golden("lm")
@@ -503,7 +506,7 @@ def test_a_disk_that_takes_no_more(sources, tmp_path, monkeypatch, capsys):
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
     assert "cannot be written: File too large; nothing is left of it" in run.stderr
     assert not list(out.parent.iterdir())
-    monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     assert re.search(r"no room: 53\d\.\d kB are needed, 0\.0 kB are free", fails(capsys, sources["mlx"], out))
 
 
@@ -679,6 +682,22 @@ def test_card(checkpoint, tmp_path):
     assert {"license: cc-by-4.0", "base_model: kyutai/moshika-pytorch-bf16", "library_name: mlx"} <= set(front)
     assert "python -m moshi_mlx.local --model" in text
     assert "name Kyutai" in text
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_is_converted_and_its_card_says_what_runs_it(tmp_path, capsys, role):
+    command = KINDS[role][1]
+    for target in ("mlx", "kyutai"):
+        out = convert(FAMILY / ROLES[role], tmp_path / target, "--to", target)
+        text = (out / "README.md").read_text()
+        assert (f"python -m moshi_mlx.{command}" in text) == (target == "mlx")
+        assert ("tags:\n- moshi\n" in text) == (role == "dialogue")
+        now, before = (dict(flatten(moshi_mlx.load(one).parameters())) for one in (out, FAMILY / ROLES[role]))
+        assert now.keys() == before.keys()
+        assert all(mx.array_equal(now[name], before[name]) for name in now)
+        capsys.readouterr()
+        assert cli.main(["inspect", str(out), "--no-checksum"]) == 0
+        assert f"moshi_mlx: yes, python -m moshi_mlx.{command}" in capsys.readouterr().out
 
 
 def test_sampling_defaults_go_along(checkpoint, tmp_path):

@@ -1,0 +1,1 @@
+"""The command that translates speech into speech: python -m moshi_mlx.translate."""
