@@ -19,6 +19,7 @@ from ..inputs import spelled_out
 from ..models import config as plain
 from ..models.moshi import Moshi
 from ..models.state import State
+from ..roles.speaker import Speaks
 from . import personas, pretrained, teacher_forcing
 from .classes import Methods
 from .config import MoshiConfig
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class MoshiForConditionalGeneration(Methods, Moshi):
+class MoshiForConditionalGeneration(Methods, Speaks, Moshi):
     """`.decoder` (Helium and text head), `.depth_decoder`, `.audio_encoder` (Mimi); `.tokenizer` where one was loaded.
 
     Weights are random (`initializer_range`, `seed`) until some are loaded; the codec's take no part in training

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from ..errors import InputError
 
 NEW_WORD, PADDING = 0, 3
+NO_TEXT = -1  # stands for nothing at all in the text stream
 
 
 @dataclass(frozen=True)

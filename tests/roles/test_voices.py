@@ -148,5 +148,5 @@ def test_a_checkpoint_without_its_id_takes_files_alone(models):
     model = moshi_mlx.load(TTS, dtype="float32")
     model.model_id = {}
     assert voices_of(model, FILE)[0].vectors is not None
-    with pytest.raises(InputError, match="'model_id' in its config.json"):
+    with pytest.raises(InputError, match=r"'model_id' in its config\.json"):
         voices_of(model, "voice0")
