@@ -121,7 +121,8 @@ class Speaker:
                     number, text = waiting.pop(0)
                     row = self._begin(speakers)
                     rows[row] = number
-                    _feed(row, iter([text]), f"texts[{number}]")
+                    row.add(text)
+                    _end(row, f"texts[{number}]")
                 for row, spoken in speakers.step().items():
                     parts[rows[row]].append(spoken)
                     if row.done:
@@ -156,16 +157,20 @@ class Speaker:
                 self.reset()
 
 
-def _feed(row: SpeakerRow, pieces: Iterator[str], name: str = "text") -> None:
+def _feed(row: SpeakerRow, pieces: Iterator[str]) -> None:
     """Take as much text as the next frame needs. Raises InputError where there is none at all."""
     while not row.ready:
         piece = next(pieces, None)
-        if piece is not None:
+        if piece is None:
+            _end(row, "text")
+        else:
             row.add(piece)
-            continue
-        row.end()
-        if row.empty:
-            raise InputError(f"{name}: got nothing to say, expected words")
+
+
+def _end(row: SpeakerRow, name: str) -> None:
+    row.end()
+    if row.empty:
+        raise InputError(f"{name}: got nothing to say, expected words")
 
 
 def _pieces(text: Any) -> Iterator[str]:

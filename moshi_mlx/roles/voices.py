@@ -45,17 +45,15 @@ def takes_vectors(model: Moshi) -> bool:
 
 
 def voices_of(model: Moshi, given: Any) -> tuple[Voice, ...]:
-    """What a person gives, one voice or a list of up to five: names, paths, arrays, or `Voice`. None is no voice.
+    """What a person gives, one voice or a list of up to five: names, paths, arrays, or `Voice`. None or none is no voice.
 
     Arrays are vectors float [1, dim, T] as the files hold them, codes int [num_codebooks, T], or sound float [samples].
     Raises InputError, CheckpointError or AudioError, naming the voice.
     """
-    if given is None:
-        return ()
-    several = list(given) if isinstance(given, (list, tuple)) else [given]
+    several = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
     most = SLOTS if takes_vectors(model) else 1
-    if not 0 < len(several) <= most:
-        takes = f"1 to {SLOTS}" if most > 1 else "one, a recording that it goes on from"
+    if len(several) > most:
+        takes = f"up to {SLOTS}" if most > 1 else "one, a recording that it goes on from"
         raise InputError(f"voice: got {len(several)} voices; this model takes {takes}")
     return tuple(_voice(model, each) for each in several)
 
