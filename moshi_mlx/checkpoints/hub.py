@@ -108,6 +108,14 @@ def local_file(folder: Path, name: str, where: str = "") -> Path:
     return Path(_fetch(name, lambda: hf_hub_download(repo_id=repo, filename=file), "file"))
 
 
+def cached_file(repo: str, name: str) -> Path | None:
+    """A file of a repository, where the hub's cache has it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, name) if is_hub_id(repo) else None
+    return Path(found) if isinstance(found, str) else None
+
+
 def files_in(repo: str) -> list[str]:
     """All files of a repository; where the hub cannot be asked, those in its cache. Raises CheckpointError."""
     try:
@@ -116,7 +124,7 @@ def files_in(repo: str) -> list[str]:
         there = [str(path.relative_to(folder)) for folder in _snapshots(repo, None) for path in folder.rglob("*.*")]
         if there:
             return sorted(set(there))
-        raise CheckpointError(_explained(repo, error)) from error
+        raise CheckpointError(_explained(repo, error, sought="file")) from error
 
 
 def sizes(name: str, revision: str | None = None) -> Sizes | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..checkpoints.names import MINIATURE_FOLDER
 from ..terminal.arguments import Parser
+from ..terminal.arguments import number as _number
 from . import personas
 
 PROGRAM = "moshi_mlx.local"
@@ -47,22 +48,6 @@ def _frames(text: str) -> int:
     if text.endswith("s"):
         return math.ceil(_number(float, 1 / 12.5, 2**31)(text.removesuffix("s").strip()) * 12.5)
     return int(_number(int, 1)(text))
-
-
-def _number(kind: type, least: float, below: float = math.inf) -> Callable[[str], Any]:
-    """A type for argparse: a finite number of `kind` from `least` up."""
-
-    def parse(text: str) -> Any:
-        expected = f"{'a whole number' if kind is int else 'a number'} of at least {least}"
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value < below:
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
-        return value
-
-    return parse
 
 
 def _share(least: float) -> Callable[[str], float]:

@@ -8,14 +8,14 @@ goes on from a recording, whose codes are put before its own (Kyutai's PyTorch p
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import mlx.core as mx
 import numpy as np
 
-from ..audio.files import read_sound
 from ..checkpoints import hub, safetensors
 from ..conversation.codec import MimiStream
 from ..errors import CheckpointError, InputError, MoshiError, brief, clipped
@@ -45,7 +45,7 @@ def takes_vectors(model: Moshi) -> bool:
 
 
 def voices_of(model: Moshi, given: Any) -> tuple[Voice, ...]:
-    """What a person gives, one voice or a list of up to five: names, paths, arrays, or `Voice`. None or none is no voice.
+    """What a person gives, one voice or a list of up to five: names, paths, arrays, or `Voice`. None is no voice.
 
     Arrays are vectors float [1, dim, T] as the files hold them, codes int [num_codebooks, T], or sound float [samples].
     Raises InputError, CheckpointError or AudioError, naming the voice.
@@ -75,21 +75,52 @@ def condition(model: Moshi, voices: Sequence[Voice]) -> dict[str, Any]:
     return {CONDITION: (slots.reshape(-1, slots.shape[-1]), mask)}
 
 
-def names(model: Moshi) -> list[str]:
-    """The voices that a model may be given by name: those beside its checkpoint, and the hub's.
+class Home(NamedTuple):
+    """What a model's voices are found by, loaded or not: whether they are vectors, its id, and where it lies."""
+
+    vectors: bool
+    model_id: Mapping[str, Any]
+    folder: Path | None
+
+    @property
+    def suffix(self) -> str:
+        """What the names of files of its voices end with. Raises InputError where its checkpoint has no id."""
+        if not self.vectors:
+            return ""
+        if not {"sig", "epoch"} <= self.model_id.keys():
+            raise InputError(
+                "voice: this checkpoint does not say which model it is ('model_id' in its config.json), so that a name "
+                f"is not enough; give the path of a file NAME.wav.SIG@EPOCH{FILE}"
+            )
+        return f".{self.model_id['sig']}@{self.model_id['epoch']}{FILE}"
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where voices may lie beside its checkpoint."""
+        return [] if self.folder is None else [self.folder, self.folder / "voices"]
+
+
+def home_of(model: Moshi) -> Home:
+    return Home(takes_vectors(model), model.model_id, model.folder)
+
+
+def names(home: Home) -> list[str]:
+    """The voices that there are by name: those beside the checkpoint, and the hub's.
 
     Raises CheckpointError where the hub's cannot be listed and there are no others.
     """
-    suffix = _suffix(model)
-    beside = [str(path.relative_to(folder)) for folder in _folders(model) for path in folder.glob(f"*{suffix}")]
+    beside = [path.name for folder in home.folders for path in folder.glob(f"*{home.suffix or '.wav'}")]
     try:
         listed = hub.files_in(REPOSITORY)
     except CheckpointError:
         if not beside:
             raise
         listed = []
-    fitting = [name.removesuffix(FILE) for name in (*beside, *listed) if name.endswith(suffix or SOUNDS)]
-    return sorted({name.removesuffix(suffix.removesuffix(FILE)) for name in fitting})
+    return _named((*beside, *listed), home.suffix)
+
+
+def _named(files: Iterable[str], suffix: str) -> list[str]:
+    return sorted({name.removesuffix(suffix) for name in files if name.endswith(suffix or SOUNDS)})
 
 
 # --- one voice ------------------------------------------------------------------------------------------------------
@@ -99,7 +130,7 @@ def _voice(model: Moshi, given: Any) -> Voice:
     if isinstance(given, Voice):
         return _fitting(model, given)
     if isinstance(given, (str, Path)):
-        return _read(model, find(model, given), str(given))
+        return _read(model, find(home_of(model), given), str(given))
     values = np.asarray(given)
     if values.dtype.kind in "iu":
         return _fitting(model, Voice("of codes", codes=values))
@@ -113,7 +144,7 @@ def _voice(model: Moshi, given: Any) -> Voice:
     )
 
 
-def find(model: Moshi, name: str | Path) -> Path:
+def find(home: Home, name: str | Path) -> Path:
     """The file of a voice: itself, one beside the checkpoint, of `hf://OWNER/REPO/NAME`, or of kyutai/tts-voices.
 
     Raises InputError for a file that there is not, CheckpointError where the hub does not give it.
@@ -127,25 +158,11 @@ def find(model: Moshi, name: str | Path) -> Path:
         raise InputError(f"voice {clipped(text)}: no such file: {error}") from error
     if isinstance(name, Path) or text.startswith(("/", "./", "../", "~")) or not text or not text.isprintable():
         raise InputError(f"voice {clipped(text) or brief(text)}: no such file")
-    suffix = _suffix(model)
-    file = _with_suffix(text, suffix)
-    for folder in _folders(model):
+    file = _with_suffix(text, home.suffix)
+    for folder in home.folders:
         if "/" not in text and (folder / file).is_file():
             return folder / file
-    return _of_hub(model, text, file)
-
-
-def _suffix(model: Moshi) -> str:
-    """What the names of files of this model's voices end with. Raises InputError where the checkpoint has no id."""
-    if not takes_vectors(model):
-        return ""
-    model_id = model.model_id
-    if not {"sig", "epoch"} <= model_id.keys():
-        raise InputError(
-            "voice: this checkpoint does not say which model it is ('model_id' in its config.json), so that a name is "
-            f"not enough; give the path of a file NAME.wav.SIG@EPOCH{FILE}"
-        )
-    return f".{model_id['sig']}@{model_id['epoch']}{FILE}"
+    return _of_hub(text, file, home.suffix)
 
 
 def _with_suffix(name: str, suffix: str) -> str:
@@ -153,29 +170,25 @@ def _with_suffix(name: str, suffix: str) -> str:
     return (name if name.lower().endswith(SOUNDS) else f"{name}.wav") + suffix
 
 
-def _folders(model: Moshi) -> list[Path]:
-    """Where voices may lie beside a checkpoint."""
-    return [] if model.folder is None else [model.folder, model.folder / "voices"]
-
-
-def _of_hub(model: Moshi, name: str, file: str) -> Path:
-    address = file if name.startswith("hf://") else f"hf://{REPOSITORY}/{file}"
+def _of_hub(name: str, file: str, suffix: str) -> Path:
+    """From the hub's cache or the hub. Raises CheckpointError, with names much like it where there are any."""
+    parts = (file.removeprefix("hf://") if file.startswith("hf://") else f"{REPOSITORY}/{file}").split("/")
+    repo, inside = "/".join(parts[:2]), "/".join(parts[2:])
+    cached = hub.cached_file(repo, inside)
+    if cached:
+        return cached
     try:
-        return hub.local_file(Path(), address, f"voice {clipped(name)}")
+        listed = hub.files_in(repo)
+        if inside in listed:
+            return hub.local_file(Path(), f"hf://{repo}/{inside}", f"voice {clipped(name)}")
     except MoshiError as error:
-        raise CheckpointError(
-            f"voice {clipped(name)}: {error}{_near(model, name)}; the voices are at "
-            f"https://huggingface.co/{REPOSITORY}, or give a file"
-        ) from error
-
-
-def _near(model: Moshi, name: str) -> str:
-    """Names much like one that there is not, where the hub can be asked."""
-    try:
-        near = difflib.get_close_matches(name, names(model), n=3)
-    except MoshiError:
-        return ""
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+        raise CheckpointError(f"voice {clipped(name)}: no such file here, and of the hub: {error}") from error
+    near = difflib.get_close_matches(name, _named(listed, suffix), n=3)
+    mean = f"did you mean {' or '.join(near)}? " if near else ""
+    raise CheckpointError(
+        f"voice {clipped(name)}: no such file, and {repo} has no {inside}; {mean}Voices are at "
+        f"https://huggingface.co/{REPOSITORY}"
+    )
 
 
 def _read(model: Moshi, path: Path, name: str) -> Voice:
@@ -184,20 +197,16 @@ def _read(model: Moshi, path: Path, name: str) -> Voice:
         tensor = safetensors.stored(path).get(CONDITION)
         if tensor is None:
             raise CheckpointError(f"voice {name}: has no tensor {CONDITION!r}; a voice of {REPOSITORY} has one")
-        array = np.array(safetensors.as_mx(tensor.read(), tensor.info.dtype).astype(_float32()))
+        array = np.array(safetensors.as_mx(tensor.read(), tensor.info.dtype).astype(mx.float32))
         return _fitting(model, Voice(name, vectors=_vectors(array, name)))
     if takes_vectors(model):
         raise InputError(
             f"voice {name}: is a recording, and this model takes vectors made from one, by a network that is not "
             f"published; choose a voice of {REPOSITORY}, or a model that takes recordings (kyutai/tts-0.75b-en-public)"
         )
+    from ..audio.files import read_sound
+
     return _fitting(model, _recorded(model, read_sound(path, model.config.sampling_rate), name))
-
-
-def _float32() -> Any:
-    import mlx.core as mx
-
-    return mx.float32
 
 
 def _vectors(array: np.ndarray, name: str) -> np.ndarray:

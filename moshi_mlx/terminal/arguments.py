@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ..errors import ConfigError
@@ -65,6 +66,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.module}: error: {message} (--help shows the options)\n")
+
+
+def number(kind: type, least: float, below: float = math.inf) -> Callable[[str], Any]:
+    """A type for argparse: a finite number of `kind` from `least` up."""
+
+    def parse(text: str) -> Any:
+        expected = f"{'a whole number' if kind is int else 'a number'} of at least {least}"
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < below:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
+        return value
+
+    return parse
 
 
 def script_of(module: str) -> str:

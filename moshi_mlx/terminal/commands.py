@@ -2,6 +2,7 @@
 
 COMMANDS = {
     "local": "talk with Moshi in this terminal, or let it answer a sound file",
+    "say": "say a text in a voice, as it comes, with a TTS model",
     "convert": "convert, quantize, inspect and compare checkpoints",
     "export": "write a model's step as graphs, for apps in C, C++ and Swift",
     "doctor": "find out whether this machine can talk with Moshi, with a report to paste into an issue",

@@ -16,6 +16,7 @@ from ...conversation.session import bound_memory, checked_context
 from ...errors import InputError, brief
 from ...inputs import spelled_out
 from ...models.moshi import Moshi
+from ...models.roles import check_role
 from ...models.sampling import RowSampling, SamplingSettings
 from ...models.state import State, take
 from ...terminal.progress import steps as progress_of
@@ -101,7 +102,9 @@ class Speakers:
 
     @spelled_out(SpeakersSettings)
     def __init__(self, model: Moshi, slots: int, **settings: Unpack[SpeakersSettings]) -> None:
-        check_role(model)
+        check_role(model, "speaker")
+        if model.tokenizer is None:
+            raise InputError("model: has no tokenizer, without which no text can be spoken")
         said: dict[str, Any] = dict(settings)
         config, codec = model.config, model.config.audio_encoder_config
         self.model, self.slots = model, inputs.whole("slots", slots, 1)
@@ -346,19 +349,6 @@ def _first(cross: State) -> State:
 
 
 # --- what people hand in --------------------------------------------------------------------------------------------
-
-
-def check_role(model: Moshi) -> None:
-    """Raises InputError for a model that is no speaker, naming what runs it."""
-    role = model.config.role
-    if role != "speaker":
-        runs = {"transcriber": "transcribe", "translator": "translate"}.get(role, "local")
-        raise InputError(
-            f"model: got a {role} model, expected a speaker (TTS) such as kyutai/tts-1.6b-en_fr; "
-            f"python -m moshi_mlx.{runs} runs it"
-        )
-    if model.tokenizer is None:
-        raise InputError("model: has no tokenizer, without which no text can be spoken")
 
 
 def checked_codebooks(model: Moshi, count: Any) -> int:
