@@ -14,7 +14,8 @@ from ..models.moshi import Moshi
 from ..models.sampling import SamplingSettings
 from ..terminal.progress import steps
 from . import voices
-from .speaking.speakers import SpeakerRow, Speakers, SpeakersSettings
+from .speaking.row import SpeakerRow
+from .speaking.speakers import Speakers, SpeakersSettings
 from .speaking.utterance import Spoken
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from ...conversation import duplex, rows
 from ...conversation.codec import check_codebooks
 from ...conversation.duplex import DuplexSampling
 from ...conversation.session import bound_memory, checked_context
-from ...errors import InputError, brief
+from ...errors import InputError
 from ...inputs import spelled_out
 from ...models.moshi import Moshi
 from ...models.roles import check_role
@@ -24,7 +24,8 @@ from .. import voices
 from ..script import Reader
 from . import step as steps
 from . import utterance as utterances
-from .utterance import Plan, Spoken, Utterance
+from .row import SpeakerRow
+from .utterance import Plan, Spoken
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -45,43 +46,6 @@ class SpeakersSettings(TypedDict, total=False):
     padding_between: int | None
     padding_bonus: float | None
     progress: bool | None
-
-
-class SpeakerRow:
-    """One utterance, from `Speakers.join` until `Speakers.leave`; text may be added at any time between steps."""
-
-    def __init__(self, place: int, plan: Plan, utterance: Utterance, sampling: DuplexSampling) -> None:
-        self._place, self._plan, self._utterance, self.sampling = place, plan, utterance, sampling
-
-    def add(self, text: str) -> None:
-        """Further text, cut anywhere. Raises InputError after `end`, and for a pause of over ten minutes."""
-        if not isinstance(text, str):
-            raise InputError(f"text: got {brief(text)}, expected text")
-        self._utterance = utterances.add(self._plan, self._utterance, text)
-
-    def end(self) -> None:
-        """The text is complete."""
-        self._utterance = utterances.close(self._plan, self._utterance)
-
-    @property
-    def ready(self) -> bool:
-        """Whether the next step will take this row on; else it waits for text (`add`), or all is said (`done`)."""
-        return utterances.ready(self._plan, self._utterance)
-
-    @property
-    def done(self) -> bool:
-        """Whether all is said."""
-        return utterances.done(self._plan, self._utterance)
-
-    @property
-    def empty(self) -> bool:
-        """Whether there was no word yet, and no pause."""
-        return self._utterance.empty
-
-    @property
-    def positions(self) -> int:
-        """Steps that it took part in so far."""
-        return self._utterance.position
 
 
 class Speakers:
