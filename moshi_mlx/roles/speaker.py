@@ -71,10 +71,10 @@ class Speaker:
         given: dict[str, Any] = dict(settings)
         self._turns = given.pop("turns", None)
         self._own = {name: given.pop(name) for name in list(given) if name in SpeakersSettings.__annotations__}
-        self._sampling, self._seed = given, inputs.seed(seed)
+        self._own["sampling"] = given
+        self._seed = inputs.seed(seed)
         self.model = model
         self._speakers = Speakers(model, 1, **self._own)
-        self._speakers._sampling(given)  # a setting out of range is said now
         self._voices = voices.voices_of(model, voice)
         self.sample_rate, self.frame_size = self._speakers.sample_rate, self._speakers.frame_size
         self.words: list[tuple[str, float, float]] = []
@@ -133,7 +133,7 @@ class Speaker:
         return [_speech(frames) for frames in parts]
 
     def _begin(self, speakers: Speakers) -> SpeakerRow:
-        return speakers.join(self._voices, self._seed, turns=self._turns, **self._sampling)
+        return speakers.join(self._voices, self._seed, turns=self._turns)
 
     def _spoken(self, pieces: Iterator[str]) -> Iterator[Spoken]:
         """The frames that have sound, with the words since the one before."""
@@ -199,6 +199,8 @@ class Speaks:
         return Speaker(self, voice, seed, **settings)  # type: ignore[arg-type]
 
     @spelled_out(SpeakersSettings)
-    def speakers(self, slots: int, **settings: Unpack[SpeakersSettings]) -> Speakers:
+    def speakers(
+        self, slots: int, *, sampling: SamplingSettings | None = None, **settings: Unpack[SpeakersSettings]
+    ) -> Speakers:
         """Up to `slots` texts in one step, each with its voice: see `Speakers`. Raises InputError."""
-        return Speakers(self, slots, **settings)  # type: ignore[arg-type]
+        return Speakers(self, slots, sampling=sampling, **settings)  # type: ignore[arg-type]

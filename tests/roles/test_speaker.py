@@ -281,6 +281,7 @@ def test_what_is_no_text(speakers, text):
         ({"padding_between": -1}, "padding_between"),
         ({"padding_bonus": float("nan")}, "padding_bonus"),
         ({"temperature": -1}, "temperature"),
+        ({"kv_bits": 8}, "kv_bits"),
         ({"seed": 1.5}, "seed"),
         ({"voice": "/no/such/voice"}, "no such file"),
     ],
@@ -294,6 +295,10 @@ def test_settings_out_of_range(models, setting, said):
 def test_settings_that_there_are_not(models):
     with pytest.raises(TypeError, match="Did you mean 'voice'"):
         models["tts"].speaker(voices="voice0")
+    alike = models["tts"].speakers(1, progress=False, sampling={"temperature": 0})
+    assert alike.join().sampling.audio.greedy
+    with pytest.raises(InputError, match="join: got top_k, but all rows have the settings"):
+        alike.join(top_k=3)
     with pytest.raises(InputError, match="all rows of this model have 2"):
         models["tts_prefix"].speakers(1, progress=False).join(guidance=3.0)
 

@@ -51,6 +51,9 @@ class SpeakersSettings(TypedDict, total=False):
 class Speakers:
     """Up to `slots` utterances in one step. Made by `model.speakers(slots)`; the settings are those of `Speaker`.
 
+    `sampling` are settings that all rows have: they are compiled into the step, which is a bit faster. Without it each
+    row has its own (`join`), and a change compiles nothing.
+
     Rows join and leave between any two steps; one that waits for text stands still, which costs it nothing. A row's
     sound is that of a `Speaker` with its voice, seed and settings, whoever else is there. A step takes the same time
     however many rows take part. Not thread-safe: make it and use it on one thread.
@@ -65,7 +68,10 @@ class Speakers:
     """
 
     @spelled_out(SpeakersSettings)
-    def __init__(self, model: Moshi, slots: int, **settings: Unpack[SpeakersSettings]) -> None:
+    def __init__(
+        self, model: Moshi, slots: int, *, sampling: SamplingSettings | None = None,
+        **settings: Unpack[SpeakersSettings],
+    ) -> None:  # fmt: skip
         check_role(model, "speaker")
         if model.tokenizer is None:
             raise InputError("model: has no tokenizer, without which no text can be spoken")
@@ -85,6 +91,7 @@ class Speakers:
         between = said.get("padding_between")
         self._between = 1 if between is None else inputs.whole("padding_between", between)
         self._coefficient = 1.0 if self.distilled else self.guidance
+        self._alike = None if sampling is None else self._sampling(sampling)
         self._rows: dict[int, SpeakerRow] = {}
         self._turns = inputs.Turns()
         self._halves: dict[Any, Any] = {}
@@ -117,7 +124,9 @@ class Speakers:
         a voice that is none of this model and for a setting out of range, TypeError for one that does not exist.
         """
         given = voices.voices_of(self.model, voice)
-        sampling, seed = self._sampling(settings), inputs.seed(seed)
+        if self._alike and settings:
+            raise InputError(f"join: got {', '.join(settings)}, but all rows have the settings of `sampling`")
+        sampling, seed = self._alike or self._sampling(settings), inputs.seed(seed)
         guidance = self._guidance(guidance)
         if not self.free:
             raise InputError(f"join: all {self.slots} slots are taken; let one leave first, or make more")
@@ -189,40 +198,44 @@ class Speakers:
 
     def _evaluate(self, parts: list[mx.array], answer: Any, silent: bool) -> tuple[np.ndarray, np.ndarray]:
         """Both halves of a step, and between them what the rows are given."""
-        text, audio = self._sampling_rows()
-        ask, say = self._compiled(text.most, audio.most, silent)
-        asked, heard = ask(self._state, parts[0], text.values, audio.values)
+        text, audio = self._sampling_sides()
+        ask, say = self._compiled(text, audio, silent)
+        values = [side.values for side in (text, audio) if isinstance(side, RowSampling)]
+        asked, heard = ask(self._state, parts[0], *values)
         self._state = None  # consumed, so that the rings are written in place
         mx.eval(asked, heard)
         given = mx.array(answer(np.array(asked)))
-        column, sound, self._state = say(given, heard, parts, text.values, audio.values)
+        column, sound, self._state = say(given, heard, parts, *values)
         del heard
         mx.eval(column, sound, self._state)
         return np.array(column), np.array(sound)
 
-    def _sampling_rows(self) -> tuple[RowSampling, RowSampling]:
-        """The settings of the rows' text and sound; those of free slots do not matter."""
+    def _sampling_sides(self) -> tuple[Any, Any]:
+        """The settings of text and sound: of all alike, or of each row; those of free slots do not matter."""
+        if self._alike:
+            return self._alike.text, self._alike.audio
         free = DuplexSampling()
         settings = [self._rows[place].sampling if place in self._rows else free for place in range(self.slots)]
         sides: list[list[Any]] = [[each.text for each in settings], [each.audio for each in settings]]
         text, audio = (RowSampling(mx.array(RowSampling.rows(side)), RowSampling.most_of(side)) for side in sides)
         return text, audio
 
-    def _compiled(self, text_most: int, audio_most: int, silent: bool) -> Any:
-        """Both halves of the step for cuts among so many tokens."""
-        key = (text_most, audio_most, silent)
+    def _compiled(self, text: Any, audio: Any, silent: bool) -> Any:
+        """Both halves of the step. Values of rows are arguments of theirs, so that what counts is the longest cut."""
+        key = (*(side.most if isinstance(side, RowSampling) else side for side in (text, audio)), silent)
         if key not in self._halves:
+            most = [side.most if isinstance(side, RowSampling) else 0 for side in (text, audio)]
 
-            def sampling(text: mx.array, audio: mx.array) -> DuplexSampling:
-                sides = RowSampling(text, text_most), RowSampling(audio, audio_most)
-                return DuplexSampling(*sides, guidance=self._coefficient, guides_text=False)
+            def sampling(values: tuple[mx.array, ...]) -> DuplexSampling:
+                sides = map(RowSampling, values, most) if values else (text, audio)
+                return DuplexSampling(*sides, self._coefficient, guides_text=False)
 
-            def ask(state: State, takes_part: mx.array, *settings: mx.array) -> Any:
-                return steps.ask(self.model, state, takes_part, sampling(*settings), self._bonus)
+            def ask(state: State, takes_part: mx.array, *values: mx.array) -> Any:
+                return steps.ask(self.model, state, takes_part, sampling(values), self._bonus)
 
-            def say(text: mx.array, heard: State, parts: list[mx.array], *settings: mx.array) -> Any:
+            def say(given: mx.array, heard: State, parts: list[mx.array], *values: mx.array) -> Any:
                 done = steps.Parts(*parts)
-                return steps.say(self.model, text, heard, done, sampling(*settings), self.codebooks, silent)
+                return steps.say(self.model, given, heard, done, sampling(values), self.codebooks, silent)
 
             self._halves[key] = mx.compile(ask), mx.compile(say)
         return self._halves[key]
