@@ -100,9 +100,9 @@ class Speaker:
     def reset(self, seed: int | None = None) -> None:
         """Give up the text that is being said, if any. `seed` (None: as before) is that of the texts from now on."""
         self._seed = self._seed if seed is None else inputs.seed(seed)
-        if self._row is not None:
+        if self._row in self._speakers.rows:
             self._speakers.leave(self._row)
-            self._row = None
+        self._row = None
 
     def say_all(self, texts: Sequence[str], at_once: int = AT_ONCE, progress: bool = True) -> list[Speech]:
         """Several texts, `at_once` of them in each step, which takes far less time than one after another.

@@ -192,6 +192,8 @@ class Run:
         seconds = self._samples / SAMPLE_RATE
         speed = f" ({self._computed / seconds:.2f}x)" if seconds else ""
         self._tell(f"{seconds:.1f} s of speech in {self._computed:.1f} s{speed}")
+        if not self._file and self._computed > seconds:
+            self._tell("slower than it is heard, so there were gaps: try --codebooks, a quantized model, or --output")
         if self._samples and isinstance(self._sink, files.FileSink):
             self._tell(f"speech written to {self._sink.path}")
 

@@ -362,3 +362,65 @@ def test_ten_thousand_frames_are_exact_and_flat_in_memory(models, monkeypatch):
         asked.append(int(logits[0, 0].argmax().item()))
     assert asked[-10:] == [token for token, _ in seen[end - 10 : end]]
     assert len(set(asked[-10:])) > 1
+
+
+DOORS = {
+    "speaker": lambda model, seed: model.speaker("voice0", seed, progress=False),
+    "Speakers.join": lambda model, seed: model.speakers(1, progress=False).join("voice0", seed),
+    "reset": lambda model, seed: model.speaker("voice0", progress=False).reset(seed),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_seeds_are_any_whole_number(models, door):
+    for seed in (-1, 2**64, np.int64(-5), np.array(3), mx.array(3)):
+        DOORS[door](models["tts"], seed)
+    for seed in (1.0, "1", True, [1], 1j):
+        with pytest.raises(InputError, match=r"^seed: got "):
+            DOORS[door](models["tts"], seed)
+
+
+COUNTS = {
+    "slots": lambda model, count: model.speakers(count, progress=False),
+    "codebooks": lambda model, count: model.speaker(codebooks=count, progress=False),
+    "at_once": lambda model, count: model.speaker(progress=False).say_all(["you"], count, progress=False),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_are_whole_numbers_of_every_kind(models, name):
+    for count in (2, np.int64(2), np.array(2), mx.array(2)):
+        COUNTS[name](models["tts"], count)
+    for count in (0, -1, 1.0, "2", True, [2]):
+        with pytest.raises(InputError, match=f"^{name}: got "):
+            COUNTS[name](models["tts"], count)
+
+
+def test_a_call_from_inside_a_call_is_refused_and_harms_nothing(models):
+    """Text that asks the same speaker to speak, while it waits for that text."""
+    speaker = models["tts"].speaker("voice0", seed=3)
+    whole = speaker.say("hello big world")
+
+    def pieces():
+        yield "hello "
+        with pytest.raises(InputError, match="in the middle of another text"):
+            speaker.say("you")
+        yield "big world"
+
+    np.testing.assert_array_equal(np.concatenate([frame.pcm for frame in speaker.stream(pieces())]), whole)
+
+
+def test_a_step_that_fails_ends_the_text_and_no_other(models, monkeypatch):
+    speaker = models["tts"].speaker("voice0", seed=3)
+    whole = speaker.say(TEXT)
+    stream, answer = speaker.stream(TEXT), utterance.answer
+    next(stream)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(utterance, "answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    monkeypatch.setattr(utterance, "answer", answer)
+    np.testing.assert_array_equal(speaker.say(TEXT), whole)

@@ -130,6 +130,8 @@ class Speakers:
         guidance = self._guidance(guidance)
         if not self.free:
             raise InputError(f"join: all {self.slots} slots are taken; let one leave first, or make more")
+        if self._state is None:  # a step failed
+            self._begin(1)
         place = min(set(range(self.slots)) - set(self._rows))
         codes = next((each.codes for each in given if each.codes is not None), None)
         self._put(place, seed, given, guidance, 0 if codes is None else codes.shape[1])
@@ -164,7 +166,8 @@ class Speakers:
     def step(self) -> dict[SpeakerRow, Spoken]:
         """A position of every row that is ready -> what those say in it; their first ones have no sound yet.
 
-        No row is ready: nothing is computed. Raises InputError where another call of it runs meanwhile.
+        No row is ready: nothing is computed. Raises InputError where another call of it runs meanwhile. Whatever else
+        ends it (Ctrl-C, a memory that is full) ends all utterances: their rows have left.
         """
         with self._turns.taken("step"):
             taking = [row for row in self.rows if row.ready]
@@ -188,7 +191,12 @@ class Speakers:
                 text[row._place], said[row], row._utterance = number, words, after
             return text
 
-        column, sound = self._evaluate(parts, answer, silent)
+        try:
+            column, sound = self._evaluate(parts, answer, silent)
+        except BaseException:  # Ctrl-C, no memory: the state was consumed, and nobody can go on from it
+            self._rows.clear()
+            self._state = None
+            raise
         frames = {}
         for row in taking:
             pcm, codes = np.clip(sound[row._place], -1, 1), column[row._place]
@@ -227,8 +235,8 @@ class Speakers:
             most = [side.most if isinstance(side, RowSampling) else 0 for side in (text, audio)]
 
             def sampling(values: tuple[mx.array, ...]) -> DuplexSampling:
-                sides = map(RowSampling, values, most) if values else (text, audio)
-                return DuplexSampling(*sides, self._coefficient, guides_text=False)
+                both = [*map(RowSampling, values, most)] if values else [text, audio]
+                return DuplexSampling(both[0], both[1], self._coefficient, guides_text=False)
 
             def ask(state: State, takes_part: mx.array, *values: mx.array) -> Any:
                 return steps.ask(self.model, state, takes_part, sampling(values), self._bonus)
