@@ -11,6 +11,7 @@ from .. import inputs
 from ..errors import InputError, brief
 from ..inputs import spelled_out
 from ..models.moshi import Moshi
+from ..models.roles import check_role
 from ..models.sampling import SamplingSettings
 from ..terminal.progress import steps
 from . import voices
@@ -74,8 +75,9 @@ class Speaker:
         self._own["sampling"] = given
         self._seed = inputs.seed(seed)
         self.model = model
+        check_role(model, "speaker")
+        self._own["voice"] = voices.voices_of(model, voice)
         self._speakers = Speakers(model, 1, **self._own)
-        self._voices = voices.voices_of(model, voice)
         self.sample_rate, self.frame_size = self._speakers.sample_rate, self._speakers.frame_size
         self.words: list[tuple[str, float, float]] = []
         """The words of the last text so far: (word, start, stop) in seconds of its sound."""
@@ -133,7 +135,7 @@ class Speaker:
         return [_speech(frames) for frames in parts]
 
     def _begin(self, speakers: Speakers) -> SpeakerRow:
-        return speakers.join(self._voices, self._seed, turns=self._turns)
+        return speakers.join(seed=self._seed, turns=self._turns)
 
     def _spoken(self, pieces: Iterator[str]) -> Iterator[Spoken]:
         """The frames that have sound, with the words since the one before."""
@@ -200,7 +202,8 @@ class Speaks:
 
     @spelled_out(SpeakersSettings)
     def speakers(
-        self, slots: int, *, sampling: SamplingSettings | None = None, **settings: Unpack[SpeakersSettings]
-    ) -> Speakers:
+        self, slots: int, *, voice: Any = None, sampling: SamplingSettings | None = None,
+        **settings: Unpack[SpeakersSettings],
+    ) -> Speakers:  # fmt: skip
         """Up to `slots` texts in one step, each with its voice: see `Speakers`. Raises InputError."""
-        return Speakers(self, slots, sampling=sampling, **settings)  # type: ignore[arg-type]
+        return Speakers(self, slots, voice=voice, sampling=sampling, **settings)  # type: ignore[arg-type]

@@ -51,8 +51,8 @@ class SpeakersSettings(TypedDict, total=False):
 class Speakers:
     """Up to `slots` utterances in one step. Made by `model.speakers(slots)`; the settings are those of `Speaker`.
 
-    `sampling` are settings that all rows have: they are compiled into the step, which is a bit faster. Without it each
-    row has its own (`join`), and a change compiles nothing.
+    `voice` is that of rows that are given none. `sampling` are settings that all rows have: they are compiled into the
+    step, which is a bit faster. Without it each row has its own (`join`), and a change compiles nothing.
 
     Rows join and leave between any two steps; one that waits for text stands still, which costs it nothing. A row's
     sound is that of a `Speaker` with its voice, seed and settings, whoever else is there. A step takes the same time
@@ -69,7 +69,7 @@ class Speakers:
 
     @spelled_out(SpeakersSettings)
     def __init__(
-        self, model: Moshi, slots: int, *, sampling: SamplingSettings | None = None,
+        self, model: Moshi, slots: int, *, voice: Any = None, sampling: SamplingSettings | None = None,
         **settings: Unpack[SpeakersSettings],
     ) -> None:  # fmt: skip
         check_role(model, "speaker")
@@ -91,13 +91,14 @@ class Speakers:
         between = said.get("padding_between")
         self._between = 1 if between is None else inputs.whole("padding_between", between)
         self._coefficient = 1.0 if self.distilled else self.guidance
+        self._voices = voices.voices_of(model, voice)
         self._alike = None if sampling is None else self._sampling(sampling)
         self._rows: dict[int, SpeakerRow] = {}
         self._turns = inputs.Turns()
         self._halves: dict[Any, Any] = {}
         self._state: State = None
         bound_memory()
-        self._begin(1)
+        self._begin()
         self._build_kernels(bool(said.get("progress", True)))
 
     # Who is there
@@ -117,13 +118,13 @@ class Speakers:
         self, voice: Any = None, seed: int = 0, *, guidance: float | None = None, turns: bool | None = None,
         **settings: Unpack[SamplingSettings],
     ) -> SpeakerRow:  # fmt: skip
-        """A new utterance, whose text comes by `add`. `voice` is what `Speaker` takes, or what `voices_of` made of it.
+        """A new utterance, whose text comes by `add`. `voice` is what `Speaker` takes; () is none.
 
         `turns`: each line of the text is the other speaker's turn (default: where there are two voices). `guidance` may
         differ from the others' where the model was distilled for it. Raises InputError where there is no free slot, for
         a voice that is none of this model and for a setting out of range, TypeError for one that does not exist.
         """
-        given = voices.voices_of(self.model, voice)
+        given = self._voices if voice is None else voices.voices_of(self.model, voice)
         if self._alike and settings:
             raise InputError(f"join: got {', '.join(settings)}, but all rows have the settings of `sampling`")
         sampling, seed = self._alike or self._sampling(settings), inputs.seed(seed)
@@ -131,7 +132,7 @@ class Speakers:
         if not self.free:
             raise InputError(f"join: all {self.slots} slots are taken; let one leave first, or make more")
         if self._state is None:  # a step failed
-            self._begin(1)
+            self._begin()
         place = min(set(range(self.slots)) - set(self._rows))
         codes = next((each.codes for each in given if each.codes is not None), None)
         self._put(place, seed, given, guidance, 0 if codes is None else codes.shape[1])
@@ -250,8 +251,9 @@ class Speakers:
 
     # The state
 
-    def _begin(self, length: int) -> None:
-        """Room for rows that look at `length` vectors of voices."""
+    def _begin(self) -> None:
+        """Room for rows that look at as many vectors as the usual voice has."""
+        length = max([1, *(voices.SLOTS * len(each.vectors) for each in self._voices if each.vectors is not None)])
         self._state = None  # freed before its successor is made
         self._state = duplex.init_state(
             self.model, [0] * self.slots, self.context, self._kv_bits, guidance=self._coefficient
@@ -301,7 +303,7 @@ class Speakers:
                 parts = [nobody, nobody, mx.array(nothing)]
                 self._evaluate(parts, lambda asked: np.zeros(self.slots, np.int32), silent)
                 built(1)
-        self._begin(1)
+        self._begin()
 
 
 # --- what is looked at ----------------------------------------------------------------------------------------------
