@@ -61,7 +61,7 @@ class Speaker:
     speak, for a voice that is none of it and for a setting out of range, TypeError for one that does not exist.
 
     >>> speaker = model.speaker("expresso/ex03-ex01_happy_001_channel1_334s", seed=1)
-    >>> sound = speaker.say("Good morning. <break time='1s'/> How are you?")  # float32 at speaker.sample_rate
+    >>> sound = speaker.say('Good morning. <break time="1s"/> How are you?')  # float32 at sample_rate
     >>> speaker.words[0]  # (word, start, stop) in seconds
     >>> for frame in speaker.stream(pieces_of_text):  # 80 ms each, as soon as the words for it are there
     ...     play(frame.pcm)

@@ -9,7 +9,7 @@ from .utterance import Plan, Utterance
 
 
 class SpeakerRow:
-    """One utterance, from `Speakers.join` until `Speakers.leave`; text may be added at any time between steps."""
+    """One utterance, from `Speakers.join` until `Speakers.leave`; text is added between steps, on their thread."""
 
     def __init__(self, place: int, plan: Plan, utterance: Utterance, sampling: DuplexSampling) -> None:
         self._place, self._plan, self._utterance, self.sampling = place, plan, utterance, sampling
