@@ -152,8 +152,11 @@ def _with_repeats(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def _ordered(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The tensors in the order of the layout's table, so that the same weights give the same files."""
-    names = ((name, *(name.removesuffix("weight") + part for part in PARTS)) for name in shapes)
-    return {name: weights[name] for parts in names for name in parts if name in weights}
+    parts = {name: [name] for name in shapes}
+    parts |= {
+        name: [name.removesuffix("weight") + part for part in PARTS] for name in shapes if name.endswith(".weight")
+    }
+    return {part: weights[part] for name in shapes for part in parts[name] if part in weights}
 
 
 def cast(name: str, tensor: Tensor, dtype: mx.Dtype) -> Tensor:
