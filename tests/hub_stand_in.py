@@ -6,6 +6,7 @@ import http.server
 import json
 import threading
 from pathlib import Path
+from urllib.parse import unquote
 
 import huggingface_hub.constants as constants
 import huggingface_hub.utils
@@ -47,7 +48,7 @@ class Hub:
                     self.wfile.write(body)
 
             def do_GET(self):
-                path = self.path.partition("?")[0]
+                path = unquote(self.path.partition("?")[0])
                 if hub.answer:
                     status, headers = hub.answer
                     return self.reply(b"{}", status, **headers)

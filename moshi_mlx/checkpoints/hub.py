@@ -7,7 +7,7 @@ not missed: a cache without the model card, or of which another program keeps th
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,7 +105,26 @@ def local_file(folder: Path, name: str, where: str = "") -> Path:
     repo, file = "/".join(parts[:2]), "/".join(parts[2:])
     from huggingface_hub import hf_hub_download
 
-    return Path(_fetch(name, hf_hub_download, repo_id=repo, filename=file))
+    return Path(_fetch(name, lambda: hf_hub_download(repo_id=repo, filename=file), "file"))
+
+
+def cached_file(repo: str, name: str) -> Path | None:
+    """A file of a repository, where the hub's cache has it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, name) if is_hub_id(repo) else None
+    return Path(found) if isinstance(found, str) else None
+
+
+def files_in(repo: str) -> list[str]:
+    """All files of a repository; where the hub cannot be asked, those in its cache. Raises CheckpointError."""
+    try:
+        return sorted(_listing(repo, None)[0])
+    except Exception as error:  # as in _fetch
+        there = [str(path.relative_to(folder)) for folder in _snapshots(repo, None) for path in folder.rglob("*.*")]
+        if there:
+            return sorted(set(there))
+        raise CheckpointError(_explained(repo, error, sought="file")) from error
 
 
 def sizes(name: str, revision: str | None = None) -> Sizes | None:
@@ -193,14 +212,14 @@ def _download(name: str, revision: str | None, only: Only, more: Collection[str]
             raise CheckpointError(_explained(name, error, revision)) from error
         return folder
     small = [file for file in (*SMALL, *more) if file in listed]
-    folder = Path(_fetch(name, _snapshot, name, small, revision)) if small else None
+    folder = Path(_fetch(name, lambda: _snapshot(name, small, revision))) if small else None
     only = None if only == "config" and folder is None else only  # then the weights alone say the sizes
     wanted = _wanted(listed, folder, only)
     absent = [file for file in wanted if file not in listed]
     if absent or not (wanted or only == "config"):
         what = f"{clipped(absent[0])}, which its {CONFIG_NAME} names" if absent else "file that Moshi is loaded from"
         raise CheckpointError(f"{name}: this repository of the hub has no {what}; is it another model's?")
-    return Path(_fetch(name, _snapshot, name, wanted, commit)) if wanted else folder  # type: ignore[return-value]
+    return Path(_fetch(name, lambda: _snapshot(name, wanted, commit))) if wanted else folder  # type: ignore[return-value]
 
 
 def _listing(name: str, revision: str | None) -> tuple[dict[str, int], str | None]:
@@ -256,17 +275,17 @@ def _snapshots(name: str, revision: str | None) -> Iterator[Path]:
 # --- what went wrong ------------------------------------------------------------------------------------------------
 
 
-def _fetch(name: str, download: Any, *given: Any, **arguments: Any) -> Any:
+def _fetch(name: str, download: Callable[[], Any], sought: str = "folder") -> Any:
     """A download with any failure of hub or network as one line."""
     try:
-        return download(*given, **arguments)
+        return download()
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"{name}: not all of it has come; what has is kept for the next time") from error
     except Exception as error:  # whatever the hub's client and its transport raise: OSError, ValueError, their own
-        raise CheckpointError(_explained(name, error)) from error
+        raise CheckpointError(_explained(name, error, sought=sought)) from error
 
 
-def _explained(name: str, error: BaseException, revision: str | None = None) -> str:
+def _explained(name: str, error: BaseException, revision: str | None = None, sought: str = "folder") -> str:
     """What the hub's answer, or that there is none, means for whoever asked, and what to do about it."""
     from huggingface_hub import errors, get_token
 
@@ -285,20 +304,26 @@ def _explained(name: str, error: BaseException, revision: str | None = None) -> 
     if any_of(errors.RemoteEntryNotFoundError):
         return f"{name}: no such file in that repository of the hub"
     if any_of(errors.RepositoryNotFoundError):
-        return f"{name}: no such folder, and no such repository on the hub; check the name; of a private one, {LOG_IN}"
+        return (
+            f"{name}: no such {sought}, and no such repository on the hub; check the name; of a private one, {LOG_IN}"
+        )
     if any_of(errors.HFValidationError):
-        return f"{name}: no such folder, and no name that a repository of the hub can have"
+        return f"{name}: no such {sought}, and no name that a repository of the hub can have"
     if status in (401, 403):
         return f"{name}: the hub refuses your token ({_reason(error)}); {LOG_IN}, one that may read it"
     if status:
         return f"{name}: the hub answers with an error ({_reason(error)}); try again later"
-    folder = "or give the path of a folder that holds the checkpoint"
+    folder = (
+        "or give the path of a file" if sought == "file" else "or give the path of a folder that holds the checkpoint"
+    )
     if any_of(errors.OfflineModeIsEnabled):
-        return f"{name}: no such folder, and not all in the hub's cache; unset HF_HUB_OFFLINE to download it, {folder}"
+        return (
+            f"{name}: no such {sought}, and not all in the hub's cache; unset HF_HUB_OFFLINE to download it, {folder}"
+        )
     if getattr(error, "errno", None):
         return f"{name}: cannot be written to the hub's cache: {getattr(error, 'strerror', None) or error}"
     return (
-        f"{name}: no such folder, and the hub cannot be reached ({_reason(causes[-1])}); check the network and try "
+        f"{name}: no such {sought}, and the hub cannot be reached ({_reason(causes[-1])}); check the network and try "
         f"again, which goes on with what has come, {folder}"
     )
 

@@ -94,6 +94,7 @@ def build(checkpoint: Checkpoint, dtype: mx.Dtype | None, kind: type[M]) -> M:
     if checkpoint.tokenizer:
         model.tokenizer = read_tokenizer(checkpoint.tokenizer, checkpoint.config)
     model.sampling_defaults = checkpoint.sampling_defaults
+    model.folder, model.model_id = checkpoint.folder, checkpoint.model_id
     model.voices = Voices(checkpoint.folder) if checkpoint.personas else None
     model.eval()
     return model

@@ -20,6 +20,7 @@ from ..models import config as plain
 from ..models.moshi import Moshi
 from ..models.roles import BOTH_SIDES, check_role
 from ..models.state import State
+from ..roles.speaker import Speaks
 from ..roles.transcriber import Transcribes
 from ..roles.translator import Translates
 from . import personas, pretrained, teacher_forcing
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class MoshiForConditionalGeneration(Methods, Transcribes, Translates, Moshi):
+class MoshiForConditionalGeneration(Methods, Transcribes, Translates, Speaks, Moshi):
     """`.decoder` (Helium and text head), `.depth_decoder`, `.audio_encoder` (Mimi); `.tokenizer` where one was loaded.
 
     Weights are random (`initializer_range`, `seed`) until some are loaded; the codec's take no part in training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -42,6 +43,8 @@ class Moshi(Freezable):
         self.conditions = Conditions(config.conditions, config.hidden_size, config.cross_position_scale)
         self.tokenizer: Any = None
         self.sampling_defaults: dict[str, float] = {}
+        self.folder: Path | None = None  # of its checkpoint, beside which voices may lie
+        self.model_id: dict[str, Any] = {}  # which model it is, as the names of its voices say it
         self.voices: Any = None  # of a PersonaPlex: `checkpoints.personas.voices.Voices`
         initialize(self, config.initializer_range, seed)
         self.audio_encoder.refresh()

@@ -4,6 +4,7 @@ COMMANDS = {
     "local": "talk with Moshi in this terminal, or let it answer a sound file",
     "transcribe": "write down what is said, with times: sound files or the microphone, with an STT model",
     "translate": "translate speech into speech while it is said, with a Hibiki: sound files or the microphone",
+    "say": "say a text in a voice, as it comes, with a TTS model",
     "convert": "convert, quantize, inspect and compare checkpoints",
     "export": "write a model's step as graphs, for apps in C, C++ and Swift",
     "doctor": "find out whether this machine can talk with Moshi, with a report to paste into an issue",

@@ -1,0 +1,1 @@
+"""The command that says a text: python -m moshi_mlx.say."""
