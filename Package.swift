@@ -36,6 +36,7 @@ let package = Package(
     .target(name: "Moshi", dependencies: ["CMoshi"] + mlx, path: "embed/swift/Moshi"),
     .target(name: "MoshiTalk", dependencies: ["Moshi"], path: "embed/swift/MoshiTalk"),
     .executableTarget(name: "moshi-talk", dependencies: ["Moshi", "MoshiTalk"], path: "embed/swift/moshi-talk"),
+    .executableTarget(name: "moshi-time", dependencies: ["Moshi"], path: "embed/swift/moshi-time"),
     .testTarget(name: "MoshiTests", dependencies: ["Moshi", "MoshiTalk"], path: "embed/swift/MoshiTests"),
   ],
   swiftLanguageModes: [.v6],
