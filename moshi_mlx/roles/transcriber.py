@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import inputs
-from ..audio import decoding
 from ..errors import InputError
 from ..inputs import Samples, spelled_out
 from ..models.moshi import Moshi
@@ -170,6 +169,8 @@ def transcribe(transcriber: Transcriber, sound: Any, progress: bool = True) -> T
     """A whole sound, or a sound file of any rate -> its transcript. Raises InputError or AudioError."""
     rate = transcriber.sample_rate
     if isinstance(sound, (str, os.PathLike)):
+        from ..audio import decoding  # libraries that only files need
+
         expected, blocks = decoding.blocks_at(Path(sound), rate)
     else:
         samples = inputs.sound("sound", sound, (None,))

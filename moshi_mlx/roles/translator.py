@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import inputs
-from ..audio.files import read_sound
 from ..conversation.duplex import delays_of
 from ..conversation.frame import Frame, SessionSettings
 from ..conversation.session import Session
@@ -179,6 +178,8 @@ def translate(translator: Translator, sound: Any, progress: bool = True) -> Tran
     """
     size = translator.frame_size
     if isinstance(sound, (str, os.PathLike)):
+        from ..audio.files import read_sound  # libraries that only files need
+
         sound = read_sound(Path(sound), translator.sample_rate)
     samples = inputs.sound("sound", sound, (None,))
     frames = np.pad(samples, (0, -len(samples) % size)).reshape(-1, size)

@@ -31,6 +31,8 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.last_acts: list[Callable[[], None]] = []
+        self.patience = 0.0
+        """Seconds more than usual that the main thread may take to end in order."""
         self._handler: Callable[[], None] | None = None
         self._before: dict[int, Any] = {}
         self._finished, self._closing, self._kept = threading.Event(), threading.Event(), threading.Event()
@@ -91,7 +93,7 @@ class Interrupts:
         return number[0] in self._before
 
     def _is_done_in_time(self) -> bool:
-        self._closing.wait(GRACE_SECONDS)
+        self._closing.wait(GRACE_SECONDS + self.patience)
         return self._closing.is_set() or self._finished.is_set()
 
     def _end_by_force(self) -> None:

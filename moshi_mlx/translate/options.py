@@ -23,8 +23,8 @@ WAV to standard output, the words then go to standard error. With --raw both are
 24 kHz, frame by frame as they come.
 
 When the source is over the model is told so, and what it still has to say is waited for, --tail seconds at most. Live,
-q says that the source is over; m mutes you, p turns push-to-talk on and off, + and - change the volume, r begins anew.
-Ctrl-C ends at any time, and what was recorded or written by then is kept.
+q or Ctrl-C says that the source is over, and once more ends at once; m mutes you, p turns push-to-talk on and off,
++ and - change the volume, r begins anew. What was recorded or written by then is kept.
 
 A file that exists already is kept too: --output, --record, --transcript and --trace take the next free number
 (talk-2.wav) and say so, unless --overwrite is given.

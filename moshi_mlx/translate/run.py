@@ -16,6 +16,8 @@ from ..local import ends
 from ..local.talk import FRAME_SECONDS, Talk
 from ..roles.translator import Translator
 
+CLOSING_SECONDS = 5.0  # after the last frame, until all is played and kept
+
 
 class Translation(Talk):
     """See `Talk`."""
@@ -36,7 +38,8 @@ class Translation(Talk):
 
     def _open_talk(self) -> None:
         if self.live:
-            self.say("speak now; q brings the translation to its end, Ctrl-C ends at once")
+            self.interrupts.patience = self.arguments.longest + CLOSING_SECONDS
+            self.say("speak now; q or Ctrl-C ends the source, and once more ends the translation at once")
 
     def converse(self, session: Translator) -> loop.Statistics:
         self.ends.source = Ending(self.ends.source, session, self.stop if self.live else None)
@@ -45,8 +48,13 @@ class Translation(Talk):
             self.say(f"the model went on after {self.arguments.longest:g} s: cut off there (--tail)")
         return statistics
 
-    def _actions(self) -> dict[str, Callable[[], None]]:
-        return {**super()._actions(), "q": lambda: self.ends.source.end()}
+    def quit(self) -> None:
+        """Live, at first the source ends, and what is still to be said is waited for. From any thread, or a signal."""
+        source = self.ends.source
+        if self.live and isinstance(source, Ending) and not source.ended:
+            source.end()
+        else:
+            super().quit()
 
 
 class Ends(ends.Ends):
@@ -85,6 +93,8 @@ class Ending:
         self._due: float | None = None
         self._silence = np.zeros(translator.frame_size, np.float32)
         self._lost: tuple[int, float] | None = None  # by the source, while it was one
+        self.ended = False
+        """Whether somebody ended the source."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
@@ -131,6 +141,7 @@ class Ending:
 
     def end(self) -> None:
         """The source is over. From any thread, and from a signal handler."""
+        self.ended = True
         self._source.end()
 
     def close(self) -> None:

@@ -15,9 +15,12 @@ from moshi_mlx.conversation.session import Session
 from moshi_mlx.export.bundle import export
 from moshi_mlx.local.__main__ import main as local
 from moshi_mlx.models.roles import KINDS
+from moshi_mlx.say.__main__ import main as say
 from moshi_mlx.serve import options as serving
 from moshi_mlx.serve.__main__ import make_batch
 from moshi_mlx.train.__main__ import main as train
+from moshi_mlx.transcribe.__main__ import main as transcribe
+from moshi_mlx.translate.__main__ import main as translate
 
 BOTH = ("dialogue", "translator")
 
@@ -81,6 +84,24 @@ def trained(model, path, folder):
             raise
 
 
+def translated(model, path, folder):
+    tones(folder, count=1)
+    command(translate, folder / "0.wav", "--output", folder / "out.wav", "--model", path, "--tail", 0)
+
+
+def written_down(model, path, folder):
+    tones(folder, count=1)
+    command(transcribe, folder / "0.wav", "--model", path)
+
+
+def said(model, path, folder):
+    command(say, "time", "--output", folder / "out.wav", "--model", path, "--voice", "none")
+
+
+def transcribed(model, path, folder):
+    model.transcribe(np.zeros(2000, np.float32), progress=False)
+
+
 DOORS = {
     "session": (BOTH, lambda model, path, folder: model.session(progress=False)),
     "Session": (BOTH, lambda model, path, folder: Session(model, progress=False)),
@@ -91,10 +112,18 @@ DOORS = {
     "translate": (("translator",), lambda model, path, folder: model.translate(np.zeros(2000, np.float32), tail=0)),
     "forward": ((*BOTH, "transcriber"), lambda model, path, folder: model(input_ids=np.full((1, 3), 5))),
     "get_unconditional_inputs": (BOTH, lambda model, path, folder: model.get_unconditional_inputs()),
+    "transcriber": (("transcriber",), lambda model, path, folder: model.transcriber(progress=False)),
+    "transcribers": (("transcriber",), lambda model, path, folder: model.transcribers(1, progress=False)),
+    "transcribe": (("transcriber",), transcribed),
+    "speaker": (("speaker",), lambda model, path, folder: model.speaker(progress=False)),
+    "speakers": (("speaker",), lambda model, path, folder: model.speakers(1, progress=False)),
     "export": (BOTH, lambda model, path, folder: export(path, folder / "bundle")),
     "export_step": (BOTH, lambda model, path, folder: step_exported(model, folder)),
     "serve": (BOTH, served),
     "local": (("dialogue",), locally),
+    "moshi_mlx.translate": (("translator",), translated),
+    "moshi_mlx.transcribe": (("transcriber",), written_down),
+    "moshi_mlx.say": (("speaker",), said),
     "prepare": (BOTH, prepared),
     "train": (BOTH, trained),
 }

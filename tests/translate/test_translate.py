@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import threading
 import types
 from pathlib import Path
@@ -19,6 +20,7 @@ from moshi_mlx.errors import AudioError
 from moshi_mlx.local import __main__ as local
 from moshi_mlx.local import ends
 from moshi_mlx.machine import preflight
+from moshi_mlx.roles.translator import Translator
 from moshi_mlx.translate import run
 from moshi_mlx.translate.__main__ import main
 
@@ -197,7 +199,28 @@ def test_live_it_is_brought_to_its_end(heard, devices, capsys):
     assert main(["--live", *HIBIKI[:-1], "0.16", "--output", "out.wav"]) == 0
     assert 4 < len(devices.speaker.frames) <= 4 + 2 + 3
     np.testing.assert_allclose(written(), np.clip(np.concatenate(devices.speaker.frames), -1, 1), atol=1e-4)
-    assert "speak now; q brings the translation to its end" in capsys.readouterr().err
+    assert "speak now; q or Ctrl-C ends the source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_the_source_and_again_the_translation(heard, devices, capsys, monkeypatch, times):
+    step, frames = Translator.step, []
+
+    def stepping(self, pcm):
+        frames.append(self.over)
+        if len(frames) == 2 or (times == 2 and self.over):
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, pcm)
+
+    monkeypatch.setattr(Translator, "step", stepping)
+    monkeypatch.setattr(preflight, "time_live", lambda session: [0.01])
+    monkeypatch.setattr("moshi_mlx.roles.translator.END", -7)  # it goes on for longer than a signal usually may take
+    status = main(["--live", *HIBIKI, "--output", "out.wav"])
+    assert status == (0 if times == 1 else 130)
+    over = frames.count(True)
+    assert frames.count(False) == 2  # of the four that the microphone has
+    assert over >= 14 if times == 1 else over == 1
+    assert len(written()) == (2 + over - (times == 2)) * SIZE
 
 
 def test_silence_comes_at_the_pace_of_devices_and_what_was_lost_is_of_the_source():
