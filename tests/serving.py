@@ -80,13 +80,15 @@ class EchoBatch:
 
 
 @contextlib.asynccontextmanager
-async def open_house(make_batch=None, slots=2, token=None, origins=(), log=None, context=None, **rules):
+async def open_house(
+    make_batch=None, slots=2, token=None, origins=(), log=None, context=None, role="dialogue", **rules
+):
     """-> the house, and its address without the scheme."""
     quiet = logging.getLogger("moshi_mlx.tests.quiet")
     quiet.propagate = False
     quiet.addHandler(logging.NullHandler())
     guard = Guard("127.0.0.1", token, tuple(origins))
-    house = House(make_batch or (lambda: EchoBatch(slots)), guard, Rules(**rules), "echo", "0", log or quiet)
+    house = House(make_batch or (lambda: EchoBatch(slots)), guard, Rules(**rules), "echo", "0", log or quiet, role=role)
     listener = Listener(house)
     try:
         await house.open()

@@ -1,4 +1,4 @@
-// How long frames take from C++, for bench/embedding.py: moshi-time BUNDLE CHECKPOINT FRAMES -> ms of each, in a line, and
+// How long frames take from C++, for bench/peers/embedding.py: moshi-time BUNDLE CHECKPOINT FRAMES -> ms of each, in a line, and
 // in a second one the ms for which the thread that calls was at work itself: walking graphs, handing kernels out.
 #include <chrono>
 #include <cstdio>

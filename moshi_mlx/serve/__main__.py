@@ -15,23 +15,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..conversation.batch import Batch
 from ..errors import ConfigError, InputError, MoshiError
+from ..models.roles import KINDS
 from ..terminal import streams
 from ..terminal.version import VERSION, install
 from . import options
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STATUS_NOW = 130
+QUEUES = {"transcriber": 0, "speaker": 0}
+"""How many wait in line unless told: Kyutai's clients would rather try another server."""
 
 
-def make_batch(arguments: argparse.Namespace, say: Callable[[str], None]) -> Batch:
-    """Loads the model and finds how many conversations it is to hold. Called on the model's thread."""
+def make_batch(arguments: argparse.Namespace, say: Callable[[str], None]) -> Any:
+    """Loads the model and finds how many people it is to hold at once. Called on the model's thread."""
     import mlx.core as mx
 
     from ..huggingface.loading import load
     from ..machine import preflight
-    from ..models.roles import BOTH_SIDES, check_role
     from . import capacity
 
     say(f"loading {arguments.model} ...")
@@ -39,11 +40,15 @@ def make_batch(arguments: argparse.Namespace, say: Callable[[str], None]) -> Bat
     if mx.default_device() == mx.Device(mx.cpu):  # which computes it ten times as fast
         given["dtype"] = mx.float32
     model = load(arguments.model, **given)
-    check_role(model, *BOTH_SIDES)
     say(preflight.report(model, arguments.kv_bits))
     _check_frames(arguments.model, model.config.audio_encoder_config)
 
-    def sized(slots: int) -> Batch:
+    def sized(slots: int) -> Any:
+        settings = {"kv_bits": arguments.kv_bits, "context": arguments.context}
+        if model.config.role == "transcriber":
+            return model.transcribers(slots, codebooks=arguments.codebooks, **settings)
+        if model.config.role == "speaker":
+            return model.speakers(slots, codebooks=arguments.codebooks, guidance=arguments.guidance, **settings)
         return model.batch(slots, kv_bits=arguments.kv_bits, context=arguments.context, guidance=arguments.guidance)
 
     if arguments.slots == "auto":
@@ -53,6 +58,20 @@ def make_batch(arguments: argparse.Namespace, say: Callable[[str], None]) -> Bat
     slow = "" if seconds < capacity.BUDGET else "; too slow to keep real time with everybody talking"
     say(f"{batch.slots} at once: {1000 * seconds:.0f} ms a step of 80{slow}")
     return batch
+
+
+def role_of(arguments: argparse.Namespace) -> str:
+    """The role of the model, which its config says. Raises InputError for options that this role has no use for."""
+    from ..huggingface.config import config_of
+
+    role = config_of(arguments.model).role
+    if arguments.codebooks is not None and role not in QUEUES:
+        raise InputError(f"--codebooks: {arguments.model} is a {KINDS[role][0]}, which has all of its codebooks")
+    if arguments.adapter and role in QUEUES:
+        raise InputError(f"--adapter: {arguments.model} is a {KINDS[role][0]}, which takes none")
+    if arguments.guidance is not None and role == "transcriber":
+        raise InputError(f"--guidance: {arguments.model} is a {KINDS[role][0]}, which has none")
+    return role
 
 
 def _check_frames(name: str, config: Any) -> None:
@@ -74,9 +93,13 @@ async def serve(arguments: argparse.Namespace, opened: Callable[[str], None] = l
 
     log = logger(arguments.log_format)
     context = tls(arguments.ssl) if arguments.ssl else None
+    role = await asyncio.get_running_loop().run_in_executor(None, role_of, arguments)
     guard = Guard(arguments.host, arguments.token, tuple(arguments.origin))
-    rules = Rules(arguments.queue, arguments.max_minutes, arguments.drain)
-    house = House(lambda: make_batch(arguments, log.info), guard, rules, _short(arguments.model), VERSION, log)
+    queue = arguments.queue if arguments.queue is not None else QUEUES.get(role, 8)
+    rules = Rules(queue, arguments.max_minutes, arguments.drain)
+    house = House(
+        lambda: make_batch(arguments, log.info), guard, rules, _short(arguments.model), VERSION, log, role=role
+    )
     _on_signals(house)
     listener = Listener(house)
     try:
@@ -125,6 +148,7 @@ def run(arguments: argparse.Namespace, program: str, opened: Callable[[str], Non
         try:
             import aiohttp  # noqa: F401
             import av  # noqa: F401
+            import msgpack  # noqa: F401
             import prometheus_client  # noqa: F401
             import sphn  # noqa: F401
         except ImportError as error:

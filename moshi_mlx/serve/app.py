@@ -1,4 +1,4 @@
-"""The addresses: /, /api/chat, /v1/realtime, /health, /metrics. Thin: what happens behind them is the house's."""
+"""The addresses: /, /api/chat, /v1/realtime or those of `speech`, /health, /metrics. Thin: the house does the rest."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 
 from ..errors import InputError
+from ..models.roles import BOTH_SIDES, KINDS
 from .chat import Chat
 from .guard import Refused
 from .house import House
 from .protocols import kyutai
 from .realtime_talk import RealtimeTalk
+from .speech import messages
+from .speech.visit import Hearing, Speaking
+from .talk import CLOSE_SECONDS
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -29,6 +33,8 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 FIRST_REQUEST_SECONDS = 10.0
+SPEECH = {"transcriber": "/api/asr-streaming", "speaker": "/api/tts_streaming"}
+"""Where models that only hear or only speak are."""
 HOUSE = web.AppKey("house", House)
 ASKED: web.AppKey[Callable[[Any], None]] = web.AppKey("asked")
 """Called with a connection's protocol when it has asked for something."""
@@ -39,9 +45,13 @@ def make_app(house: House, asked: Callable[[Any], None] = lambda protocol: None)
     """The addresses of a house."""
     app = web.Application(middlewares=[_guarded], client_max_size=64 * 1024)
     app[HOUSE], app[ASKED] = house, asked
-    for path, handler in (("/api/chat", _chat), ("/v1/realtime", _realtime), ("/health", _health),
-                          ("/metrics", _metrics)):  # fmt: skip
+    sockets = {"/api/chat": _chat, "/v1/realtime": _realtime, "/api/asr-streaming": _asr, "/api/tts_streaming": _tts}
+    others = {"/health": _health, "/metrics": _metrics, "/api/build_info": _build_info}
+    for path, handler in {**sockets, **others}.items():
         app.router.add_get(path, handler)
+    if house.role in SPEECH:  # the page is for conversations
+        app.router.add_get("/", _what_is_here)
+        return app
     # The files are read once and listed: there is no path to walk out of.
     for file in sorted(PAGE.iterdir()):
         if file.suffix in TYPES:
@@ -76,19 +86,58 @@ async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse
         return web.json_response({"error": str(error)}, status=400)
 
 
-async def _chat(request: web.Request) -> web.StreamResponse:
+def _entered(request: web.Request, *roles: str) -> House:
+    """The house that a websocket was asked of. Raises Refused, also where its model has none of these roles."""
     house = request.app[HOUSE]
     house.guard.check(request.headers, request.query)
+    if house.role not in roles:
+        here = SPEECH.get(house.role, "/api/chat or /v1/realtime")
+        raise Refused(404, f"this server has a {KINDS[house.role][0]}, which talks at {here}")
     _check_upgrade(request)
+    return house
+
+
+async def _chat(request: web.Request) -> web.StreamResponse:
+    house = _entered(request, *BOTH_SIDES)
     ask = kyutai.ask(request.query)
     return await house.talk(request, lambda house: Chat(house, ask))
 
 
 async def _realtime(request: web.Request) -> web.StreamResponse:
+    return await _entered(request, *BOTH_SIDES).talk(request, RealtimeTalk)
+
+
+async def _asr(request: web.Request) -> web.StreamResponse:
+    house = _entered(request, "transcriber")
+    return await house.talk(request, lambda house: Hearing(house, request.query), _turned_away)
+
+
+async def _tts(request: web.Request) -> web.StreamResponse:
+    house = _entered(request, "speaker")
+    return await house.talk(request, lambda house: Speaking(house, request.query), _turned_away)
+
+
+async def _turned_away(request: web.Request, reason: str) -> web.StreamResponse:
+    """Kyutai's clients look for the next server when the first message is an error; an HTTP status they do not read."""
+    ws = web.WebSocketResponse(timeout=CLOSE_SECONDS)
+    await ws.prepare(request)
+    await ws.send_bytes(messages.pack(messages.error(reason)))
+    await ws.close(code=WSCloseCode.TRY_AGAIN_LATER, message=reason.encode()[:120])
+    return ws
+
+
+async def _what_is_here(request: web.Request) -> web.StreamResponse:
     house = request.app[HOUSE]
-    house.guard.check(request.headers, request.query)
-    _check_upgrade(request)
-    return await house.talk(request, RealtimeTalk)
+    words = (
+        f"moshi_mlx serves {house.model_name}, a {KINDS[house.role][0]}, at {SPEECH[house.role]}; see docs/unmute.md\n"
+    )
+    return web.Response(text=words, headers=HEADERS)
+
+
+async def _build_info(request: web.Request) -> web.StreamResponse:
+    """What Unmute asks a server for to see whether it is up."""
+    house = request.app[HOUSE]
+    return web.json_response({"build": "moshi_mlx", "version": house.version, "model": house.model_name})
 
 
 def _check_upgrade(request: web.Request) -> None:

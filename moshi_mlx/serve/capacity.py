@@ -44,13 +44,17 @@ def largest(
     return make(best)
 
 
-def step_seconds(batch: Batch, now: Callable[[], float] = time.perf_counter) -> float:
+def step_seconds(batch: Any, now: Callable[[], float] = time.perf_counter) -> float:
     """What a step takes that all slots take part in, each with its context full: the slowest but one of FRAMES."""
+    role = batch.model.config.role if batch.model is not None else "dialogue"
+    if role == "speaker":
+        return _speaking_seconds(batch, now)
     rows = [batch.join(seed=i) for i in range(batch.slots)]
-    batch.fill_context()
+    if role != "transcriber":
+        batch.fill_context()
     silence = np.zeros(batch.frame_size, np.float32)
     sounds: dict[Any, Any] = dict.fromkeys(rows, silence)
-    batch.step({})  # primes
+    batch.step({} if role != "transcriber" else sounds)  # primes
     seconds = []
     for _ in range(FRAMES):
         began = now()
@@ -59,3 +63,19 @@ def step_seconds(batch: Batch, now: Callable[[], float] = time.perf_counter) -> 
     for row in rows:
         batch.leave(row)
     return sorted(seconds)[-2]
+
+
+def _speaking_seconds(speakers: Any, now: Callable[[], float]) -> float:
+    """The same of speakers, past the silence that begins every utterance."""
+    rows = [speakers.join((), i) for i in range(speakers.slots)]
+    for row in rows:
+        row.add("one two three four five six seven eight nine ten " * 20)
+    seconds: list[float] = []
+    while len(seconds) < FRAMES and any(row.ready for row in rows):
+        began = now()
+        spoken = speakers.step()
+        if all(each.pcm is not None for each in spoken.values()):
+            seconds.append(now() - began)
+    for row in rows:
+        speakers.leave(row)
+    return sorted(seconds)[-2] if len(seconds) > 1 else 0.0

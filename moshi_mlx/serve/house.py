@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from aiohttp import WSCloseCode, web
@@ -16,10 +16,14 @@ from .doors import Closed, Doors
 from .engine import Clock, Engine, Said
 from .figures import Figures
 from .guard import Guard
+from .speech.engine import HearingEngine, SpeakingEngine
 from .talk import End, Talk
 
+ENGINES: dict[str, Any] = {"transcriber": HearingEngine, "speaker": SpeakingEngine}
 RETRY_SECONDS = 5
 WATCH_SECONDS = 1.0
+TurnAway = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
+"""(request, reason): what somebody hears for whom there is no room."""
 
 
 class Rules(NamedTuple):
@@ -44,7 +48,10 @@ class House:
         version: str = "",
         log: logging.Logger | None = None,
         clock: Clock | None = None,
+        role: str = "dialogue",
     ) -> None:
+        self.role = role
+        """What the model does; people of another kind of socket are told so."""
         self.guard, self.rules, self.model_name, self.version = guard, rules or Rules(), model_name, version
         self.log = log or logging.getLogger("moshi_mlx.serve")
         self.figures = Figures()
@@ -54,7 +61,9 @@ class House:
         self.over = asyncio.Event()
         """Set when the server is to end."""
         self._loop = asyncio.get_running_loop()
-        self.engine = Engine(make_batch, self._from_engine, self._engine_failed, clock, self._timed)
+        self.engine: Any = ENGINES.get(role, Engine)(
+            make_batch, self._from_engine, self._engine_failed, clock, self._timed
+        )
         self._watcher: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -92,14 +101,18 @@ class House:
 
     # People
 
-    async def talk(self, request: web.Request, make: Callable[[House], Talk]) -> web.StreamResponse:
-        """A person's whole visit. Who is not let in gets an HTTP status before anything else."""
+    async def talk(
+        self, request: web.Request, make: Callable[[House], Talk], turn_away: TurnAway | None = None
+    ) -> web.StreamResponse:
+        """A person's whole visit. Who is not let in gets an HTTP status before anything else, or `turn_away`."""
         try:
             place = self.doors.enter()
         except Closed as error:
             reason = "draining" if error.draining else "full"
             self.figures.refused.labels(reason).inc()
             self.log.info("refused", extra={"reason": str(error)})
+            if turn_away is not None:
+                return await turn_away(request, str(error))
             headers = {"Retry-After": str(RETRY_SECONDS)}
             return web.json_response({"error": str(error)}, status=503, headers=headers)
         talk = None
@@ -178,6 +191,7 @@ class House:
         return {
             "status": status,
             "model": self.model_name,
+            "role": self.role,
             "slots": doors.slots,
             "free": free,
             "waiting": doors.waiting,

@@ -19,6 +19,7 @@ PORT = 8998  # Kyutai's
 
 EPILOG = """\
 addresses: / the page, /api/chat Kyutai's protocol, /v1/realtime OpenAI's, /health, /metrics for Prometheus.
+With an STT or a TTS: /api/asr-streaming or /api/tts_streaming, the sockets that Unmute talks to (docs/unmute.md).
 A microphone in a browser needs https or this machine itself: --ssl, or ssh -L 8998:localhost:8998 HOST.
 Ctrl-C or SIGTERM: nobody is let in any more, and the server ends when the last one has left or --drain is over; once
 more ends it now.
@@ -57,7 +58,11 @@ def _model_options(made: argparse.ArgumentParser) -> None:
     )
     made.add_argument(
         "--guidance", type=_not_negative, metavar="N",
-        help="with a Hibiki: 3 sounds more like the speaker (default: 1, none)",
+        help="with a Hibiki: 3 sounds more like the speaker (default: 1, none); with a TTS: as python -m moshi_mlx.say",
+    )  # fmt: skip
+    made.add_argument(
+        "--codebooks", type=_context, metavar="N",
+        help="with an STT or a TTS: hear or draw so many of each frame's codebooks (default: all; Unmute's STT: 20)",
     )  # fmt: skip
     made.add_argument("--kv-bits", type=int, choices=(8, 4), help="keep the attention caches in so many bits")
 
@@ -67,7 +72,9 @@ def _people_options(group: argparse._ArgumentGroup) -> None:
         "--slots", type=_slots, default="auto", metavar="N",
         help="conversations at once; auto times this machine and takes the most that keep real time (default: auto)",
     )  # fmt: skip
-    group.add_argument("--queue", type=_whole, default=8, metavar="N", help="people who may wait in line (default: 8)")
+    group.add_argument(
+        "--queue", type=_whole, metavar="N", help="people who may wait in line (default: 8; none with STT and TTS)"
+    )
     group.add_argument(
         "--max-minutes", type=_positive, metavar="M", help="a conversation's longest (default: no limit)"
     )

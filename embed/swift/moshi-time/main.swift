@@ -1,4 +1,4 @@
-// How long frames take from Swift, for bench/embedding.py: moshi-time BUNDLE CHECKPOINT FRAMES -> ms of each, in a line.
+// How long frames take from Swift, for bench/peers/embedding.py: moshi-time BUNDLE CHECKPOINT FRAMES -> ms of each, in a line.
 import Foundation
 import Moshi
 

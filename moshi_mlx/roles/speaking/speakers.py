@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import mlx.core as mx
@@ -164,14 +164,14 @@ class Speakers:
 
     # Steps
 
-    def step(self) -> dict[SpeakerRow, Spoken]:
+    def step(self, among: Collection[SpeakerRow] | None = None) -> dict[SpeakerRow, Spoken]:
         """A position of every row that is ready -> what those say in it; their first ones have no sound yet.
 
-        No row is ready: nothing is computed. Raises InputError where another call of it runs meanwhile. Whatever else
-        ends it (Ctrl-C, a memory that is full) ends all utterances: their rows have left.
+        `among`: only of these. No row is ready: nothing is computed. Raises InputError where another call of it runs
+        meanwhile. Whatever else ends it (Ctrl-C, a memory that is full) ends all utterances: their rows have left.
         """
         with self._turns.taken("step"):
-            taking = [row for row in self.rows if row.ready]
+            taking = [row for row in self.rows if row.ready and (among is None or row in among)]
             return self._advance(taking) if taking else {}
 
     def _advance(self, taking: Sequence[SpeakerRow]) -> dict[SpeakerRow, Spoken]:

@@ -1,7 +1,7 @@
 """A frame from C++ and from Swift, beside the Session's, in one run.
 
     MOSHI_MLX=$(python -m mlx --cmake-dir) swift build -c release --scratch-path build/embed/swift-release
-    python -m bench.embedding build/embed  # what embed/check has built, and Swift in release, where it is there
+    python -m bench.peers.embedding build/embed  # what embed/check has built, and Swift in release, where it is there
 
 Each round runs every language's own process over every case, one after the other. "host": what the calling thread is
 at work for itself in a frame (walking graphs, handing kernels out), of a graph as long as 7B's with narrow layers.
@@ -22,7 +22,7 @@ import numpy as np
 import moshi_mlx
 from moshi_mlx.terminal.arguments import Parser
 
-from . import measure, random_checkpoint
+from .. import measure, random_checkpoint
 
 WARMUP = 5  # frames that do not count
 CASES = {  # (dim, layers, depth dim, depth layers, text, codes), or a folder of the build's cases
@@ -78,7 +78,7 @@ def report(build: Path, frames: int, rounds: int, cases: Sequence[str]) -> str:
     rows = []
     for case in cases:
         bundle, checkpoint = map(str, made(case, folder, build))
-        python = [sys.executable, "-m", "bench.embedding", "session", checkpoint, str(frames)]
+        python = [sys.executable, "-m", "bench.peers.embedding", "session", checkpoint, str(frames)]
         programs = {"Python": python, "C++": [str(build / "new/tests/moshi-time"), bundle, checkpoint, str(frames)]}
         swift = build / "swift-release/release/moshi-time"
         if swift.exists():
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["session"]:
         session(argv[1], int(argv[2]))
         return 0
-    parser = Parser("python -m bench.embedding", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser("python -m bench.peers.embedding", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("build", type=Path)
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
