@@ -87,7 +87,7 @@ def build(checkpoint: Checkpoint, dtype: mx.Dtype | None, kind: type[M]) -> M:
     told = set(layouts.conditions(checkpoint.config))
     fill(model, [row for row in rows if row not in told], tensors, kind_of_floats)
     fill(model, list(told), tensors, mx.float32)
-    model.refresh()
+    mx.eval(model.refresh())  # else every step that is compiled would compute them anew
     # Published files are float32, and half the precision would be other codes: smaller files are widened once, here.
     codec = list(layouts.mimi(checkpoint.config.audio_encoder_config))
     fill(model.audio_encoder, codec, checkpoint.mimi.load(), mx.float32)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..terminal.threads import join
 from .frame import Frame
 from .session import Session
 
@@ -83,7 +84,7 @@ class AsyncConversation:
         self._work.put(None)
         thread = self._thread
         if thread is not None:
-            await asyncio.shield(asyncio.to_thread(thread.join))
+            await asyncio.shield(asyncio.to_thread(join, thread))
 
     # Frames
 

@@ -55,11 +55,12 @@ class Moshi(Freezable):
         embeds, told = self.decoder.model.embed(tokens), self.conditions.vector(conditions)
         return embeds if told is None else embeds + told.astype(embeds.dtype)
 
-    def refresh(self) -> None:
-        """Compute what is derived from the weights; after some were loaded."""
-        for _, module in self.named_modules():
-            if isinstance(module, DemuxedEmbedding):
-                module.refresh()
+    def refresh(self) -> list[mx.array]:
+        """Compute what is derived from the weights; after some were loaded. -> the arrays, which are lazy."""
+        tables = [module for _, module in self.named_modules() if isinstance(module, DemuxedEmbedding)]
+        for table in tables:
+            table.refresh()
+        return [table._tables for table in tables]
 
     def freeze_audio_encoder(self) -> None:
         """Keep the codec out of `trainable_parameters`, as it is from the start."""

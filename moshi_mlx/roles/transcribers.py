@@ -67,8 +67,9 @@ class Transcribers:
         self._steps: dict[int | None, Any] = {}
         self._state: State = None
         self._encoder: State = None
+        count = self.codebooks  # not `self`: MLX keeps what is compiled as long as its function
         self._encode = mx.compile(
-            lambda sound, encoder, parts: listening.encode(model, sound, encoder, Parts(*parts), self.codebooks)
+            lambda sound, encoder, parts: listening.encode(model, sound, encoder, Parts(*parts), count)
         )
         bound_memory()
         self._begin()

@@ -16,6 +16,7 @@ from ..conversation.batch import Batch, Row
 from ..conversation.frame import Frame
 from ..errors import InputError
 from ..models.sampling import SamplingSettings
+from ..terminal.threads import join
 from .inbox import Inbox
 from .personas import Persona, Prompts
 
@@ -105,7 +106,7 @@ class Engine:
         self._stop = True
         self.wake()
         if self._thread.is_alive():
-            self._thread.join()
+            join(self._thread)
 
     def join(self, person: Person) -> None:
         """A new conversation with the next tick; one that the person has already is ended by it."""

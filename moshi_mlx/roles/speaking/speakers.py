@@ -234,17 +234,19 @@ class Speakers:
         key = (*(side.most if isinstance(side, RowSampling) else side for side in (text, audio)), silent)
         if key not in self._halves:
             most = [side.most if isinstance(side, RowSampling) else 0 for side in (text, audio)]
+            # Not `self`: MLX keeps what is compiled as long as its function, which would keep the speakers then.
+            model, coefficient, bonus, codebooks = self.model, self._coefficient, self._bonus, self.codebooks
 
             def sampling(values: tuple[mx.array, ...]) -> DuplexSampling:
                 both = [*map(RowSampling, values, most)] if values else [text, audio]
-                return DuplexSampling(both[0], both[1], self._coefficient, guides_text=False)
+                return DuplexSampling(both[0], both[1], coefficient, guides_text=False)
 
             def ask(state: State, takes_part: mx.array, *values: mx.array) -> Any:
-                return steps.ask(self.model, state, takes_part, sampling(values), self._bonus)
+                return steps.ask(model, state, takes_part, sampling(values), bonus)
 
             def say(given: mx.array, heard: State, parts: list[mx.array], *values: mx.array) -> Any:
                 done = steps.Parts(*parts)
-                return steps.say(self.model, given, heard, done, sampling(values), self.codebooks, silent)
+                return steps.say(model, given, heard, done, sampling(values), codebooks, silent)
 
             self._halves[key] = mx.compile(ask), mx.compile(say)
         return self._halves[key]

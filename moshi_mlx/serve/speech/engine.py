@@ -20,6 +20,7 @@ from ...roles.listener import Listener, flush_frames
 from ...roles.speaking.row import SpeakerRow
 from ...roles.speaking.speakers import Speakers
 from ...roles.transcribers import Transcribers
+from ...terminal.threads import join
 from ..engine import Said
 from . import messages
 
@@ -67,7 +68,7 @@ class SpeechEngine(ABC):
         self._stop = True
         self.wake()
         if self._thread.is_alive():
-            self._thread.join()
+            join(self._thread)
 
     def join(self, person: Visit) -> None:
         with self._changed:
