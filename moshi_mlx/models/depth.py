@@ -14,7 +14,7 @@ from .config import MoshiDepthConfig
 from .layers.demuxed import DemuxedEmbedding
 from .layers.initial import initialize
 from .layers.linear import Embedding, Linear
-from .layers.sequence import attention_weights, stacked
+from .layers.sequence import appended, attention_weights, stacked
 from .layers.transformer import LayerConfig, TransformerLayer
 
 Sampler = Callable[[int, mx.array], mx.array]
@@ -78,7 +78,7 @@ class DepthDecoder(nn.Module):
             emb = part.emb.lookup(token)
             x = inputs[self.config.schedule[step]] + (emb if rows == 1 else mx.tile(emb, (rows, 1)))
             for n, layer in enumerate(part.transformer.layers):
-                x, pairs[n] = _paired_step(layer, x, pairs[n])
+                x, pairs[n] = _paired_step(layer, x, pairs[n], step, len(self.slices))
             token = sample(step, part.logits(x))
             codes.append(token)
         codes += [mx.full(token.shape, -1, mx.int32)] * (len(self.slices) - len(codes))
@@ -102,15 +102,18 @@ def layer_step(
     return layer.finish(x, _attended(q, cache[0], cache[1], attention.scale))
 
 
-def _paired_step(layer: TransformerLayer, x: mx.array, pairs: mx.array | None) -> tuple[mx.array, mx.array]:
-    """`layer_step` with keys and values in one array [B, 2 Hkv, steps so far, D], so that one call takes them on.
+def _paired_step(
+    layer: TransformerLayer, x: mx.array, pairs: mx.array | None, step: int, steps: int
+) -> tuple[mx.array, mx.array]:
+    """`layer_step` with keys and values in one array [B, 2 Hkv, steps so far or more, D], so that one call takes them on.
 
     (To write them into an array made before is no less: a GPU has read that one in the same frame, and MLX copies it.)
     """
     attention = layer.self_attn
-    q, new = mx.split(attention.project(layer.norm1(x)), [attention.heads[0]], axis=1)
-    pairs = new if pairs is None else mx.concatenate([pairs, new], axis=2)
-    keys, values = mx.split(pairs, 2, axis=1)
+    queries, heads, _ = attention.heads
+    q, new = mx.split(attention.project(layer.norm1(x)), [queries], axis=1)
+    pairs = appended(pairs, new, step, steps)
+    keys, values = pairs[:, :heads, : step + 1], pairs[:, heads:, : step + 1]
     return layer.finish(x, _attended(q, keys, values, attention.scale)), pairs
 
 

@@ -4,6 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from moshi_mlx.models.config import MoshiDepthConfig
+from moshi_mlx.models.depth import DepthDecoder
 from moshi_mlx.models.layers.conv import CausalConv, StridedConv, TransposedConv
 from moshi_mlx.models.layers.linear import QuantizedEmbedding
 from moshi_mlx.models.layers.sequence import stacked
@@ -57,3 +59,27 @@ def test_a_convolution_by_all_its_windows_at_once(as_on_a_gpu, layer, length):
     x = mx.random.normal((2, length * stride, tail.shape[-1]), key=mx.random.key(3))
     for got, expected in zip(as_on_a_gpu(layer, x, tail), layer(x, tail), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("heads", "kv_heads", "steps"), [(4, 4, 8), (4, 2, 3), (2, 1, 9)])
+def test_the_codes_and_logits_of_a_frame(as_on_a_gpu, heads, kv_heads, steps, batch):
+    config = MoshiDepthConfig(
+        vocab_size=20, hidden_size=32, input_size=16, num_hidden_layers=2, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, audio_vocab_size=30, ffn_dim=64, num_codebooks=steps, sliding_window=steps,
+    )  # fmt: skip
+    decoder = DepthDecoder(config, seed=1)
+    hidden = mx.random.normal((batch, 16), key=mx.random.key(1))
+
+    def sampled():
+        seen = []
+
+        def choose(step, logits):
+            seen.append(logits)
+            return (mx.argmax(logits, axis=-1) + step) % 30
+
+        return decoder.sample(hidden, mx.array([7] * batch), choose), mx.stack(seen)
+
+    (codes, logits), (expected, expected_logits) = as_on_a_gpu(sampled), sampled()
+    np.testing.assert_array_equal(codes, expected)
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-5, atol=1e-6)

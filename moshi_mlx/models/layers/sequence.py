@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from ...errors import InputError
 from ..state import State
@@ -153,6 +154,18 @@ def stacked(parts: list[mx.array], axis: int) -> mx.array:
     for n, part in reversed(list(enumerate(rest))):
         chosen = mx.where(place == n, part, chosen)
     return chosen
+
+
+def appended(past: mx.array | None, new: mx.array, count: int, room: int) -> mx.array:
+    """What `past` holds in its first `count` places along axis 2, then new [B, H, 1, D]; what is behind means nothing.
+
+    On a GPU it is one choice, with places for `room` of them, where a concatenation would launch two copies.
+    """
+    if past is None:
+        return new
+    if on_cpu():
+        return mx.concatenate([past, new], axis=2)
+    return mx.where(mx.array(np.arange(room)[:, None] >= count), new, past)
 
 
 def _rows(mask: mx.array, batch: int) -> mx.array:
