@@ -32,16 +32,16 @@ class Window(NamedTuple):
 
 def window(offset: mx.array, length: int, capacity: int, context: int) -> Window:
     """The window of `length` new positions after `offset` (int [B]) in rings of `capacity` slots."""
-    positions = offset[:, None] + _counting(length)  # [B, T]
-    last = positions[:, -1:]
-    held, size = held_after(last, capacity)
-    distance = positions[:, :, None] - held[:, None]  # [B, T, capacity]
-    mask = (held[:, None] >= 0) & (distance >= 0) & (distance < context)
-    return Window(offset, (positions % size)[:, None, :, None], mask[:, None])
+    first, later = offset[:, None, None, None], _counting(length)[:, None]
+    held, size = held_after(first + (length - 1), capacity)  # [B, 1, 1, capacity]
+    # Slots and mask share no part, and take their shapes at once: each is one fused operation.
+    distance = (first - held) + later
+    mask = (held >= 0) & (distance >= 0) & (distance < context)
+    return Window(offset, (first + later) % size, mask)
 
 
 def held_after(last: mx.array, capacity: int) -> tuple[mx.array, mx.array]:
-    """[B, capacity], the position that each slot holds once `last` (int [B, 1]) is written, < 0: none; slots [1]."""
+    """[..., capacity], the position that each slot holds once `last` (int [..., 1]) is written, < 0: none; slots [1]."""
     slots = _counting(capacity)
     size = slots[-1:] + 1  # as data: a number would be written into the fused kernels, to be built anew as rings grow
     return last - (last - slots) % size, size
