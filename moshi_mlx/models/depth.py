@@ -105,7 +105,7 @@ def layer_step(
 def _paired_step(
     layer: TransformerLayer, x: mx.array, pairs: mx.array | None, step: int, steps: int
 ) -> tuple[mx.array, mx.array]:
-    """`layer_step` with keys and values in one array [B, 2 Hkv, steps so far or more, D], so that one call takes them on.
+    """`layer_step` with keys and values in one array [B, 2 Hkv, steps so far or more, D], which one call takes on.
 
     (To write them into an array made before is no less: a GPU has read that one in the same frame, and MLX copies it.)
     """

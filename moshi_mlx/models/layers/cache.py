@@ -41,7 +41,7 @@ def window(offset: mx.array, length: int, capacity: int, context: int) -> Window
 
 
 def held_after(last: mx.array, capacity: int) -> tuple[mx.array, mx.array]:
-    """[..., capacity], the position that each slot holds once `last` (int [..., 1]) is written, < 0: none; slots [1]."""
+    """[..., capacity], the position that each slot holds once `last` int [..., 1] is written, < 0: none; slots [1]."""
     slots = _counting(capacity)
     size = slots[-1:] + 1  # as data: a number would be written into the fused kernels, to be built anew as rings grow
     return last - (last - slots) % size, size
