@@ -2,9 +2,9 @@
 
 `python -m bench roofline` prints it. The step is traced over weights that have shapes and no memory.
 
-Counted on Metal's terms: a fused operation is one; norms, rotation, attention and the reading of quantized rows are
-one each; a concatenation is a copy for each of its inputs; views are none. A product is one, though Metal splits some
-in two, and so is the sorting of a text vocabulary, which takes several.
+Counted on Metal's terms: a fused operation is one; norms, attention and the reading of quantized rows are one each; a
+concatenation is a copy for each of its inputs; views are none. A product is one, though Metal splits some in two, and
+so is the sorting of a text vocabulary, which takes several.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..cases import SAMPLING, Work
 from ..random_checkpoint import language_tensors
 
 # A primitive that stands for one which Metal has and the CPU composes: what it is called in a graph, and the kind.
-STANDS_FOR = {"CumSum": "norm", "CumProd": "rotation", "CumMax": "attention", "CumLogAddExp": "dequantization",
+STANDS_FOR = {"CumSum": "norm", "CumMax": "attention", "CumLogAddExp": "dequantization",
               "CumMin": "quantization"}  # fmt: skip
 KINDS = {
     "product": measure.PRODUCTS | {"GatherQMM"},
@@ -93,8 +93,7 @@ def on_metal() -> Iterator[None]:
         return mx.depends([words], [y])[0], scales, scales
 
     with ExitStack() as patches:
-        for name, primitive in (("rms_norm", mx.cumsum), ("layer_norm", mx.cumsum), ("rope", mx.cumprod),
-                                ("scaled_dot_product_attention", mx.cummax)):  # fmt: skip
+        for name, primitive in (("rms_norm", mx.cumsum), ("layer_norm", mx.cumsum), ("scaled_dot_product_attention", mx.cummax)):  # fmt: skip
             patches.enter_context(patch.object(mx.fast, name, one(primitive)))
         patches.enter_context(patch.object(mx, "dequantize", dequantize))
         patches.enter_context(patch.object(mx, "quantize", quantize))

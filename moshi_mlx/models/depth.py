@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from .config import MoshiDepthConfig
 from .layers.demuxed import DemuxedEmbedding
@@ -95,7 +96,8 @@ def layer_step(
     """x [B, dim] through one layer; `cache` holds keys and values [B, Hkv, steps so far, D]."""
     attention = layer.self_attn
     queries, keys, _ = attention.heads
-    q, *new = mx.split(attention.project(layer.norm1(x)), [queries, queries + keys], axis=1)
+    projected = attention.project(layer.norm1(x), len(x), attention.head_dim)
+    q, *new = mx.split(projected, [queries, queries + keys], axis=1)
     cache[:] = [mx.concatenate(list(pair), axis=2) for pair in zip(cache, new, strict=True)] if cache else new
     if weights is not None:
         weights.append(attention_weights(q, cache[0], None, attention.scale))
@@ -110,16 +112,17 @@ def _paired_step(
     (To write them into an array made before is no less: a GPU has read that one in the same frame, and MLX copies it.)
     """
     attention = layer.self_attn
-    queries, heads, _ = attention.heads
-    q, new = mx.split(attention.project(layer.norm1(x)), [queries], axis=1)
+    q, new = mx.split(attention.project(layer.norm1(x), len(x), attention.head_dim), [attention.heads[0]], axis=1)
     pairs = appended(pairs, new, step, steps)
-    keys, values = pairs[:, :heads, : step + 1], pairs[:, heads:, : step + 1]
-    return layer.finish(x, _attended(q, keys, values, attention.scale)), pairs
+    keys, values = mx.split(pairs, 2, axis=1)
+    room = keys.shape[2]
+    seen = None if room == step + 1 else mx.array(np.arange(room) <= step)
+    return layer.finish(x, _attended(q, keys, values, attention.scale, seen)), pairs
 
 
-def _attended(q: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
-    """q [B, H, 1, D] over keys and values [B, Hkv, S, D] -> [B, H D]."""
+def _attended(q: mx.array, keys: mx.array, values: mx.array, scale: float, seen: mx.array | None = None) -> mx.array:
+    """q [B, H, 1, D] over keys and values [B, Hkv, S, D], all of them or those `seen` bool [S] -> [B, H D]."""
     if keys.shape[2] > 1:
-        return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale).reshape(len(q), -1)
+        return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=seen).reshape(len(q), -1)
     repeats = q.shape[1] // values.shape[1]  # of a single key the softmax is 1
     return (values if repeats == 1 else mx.repeat(values, repeats, axis=1)).reshape(len(q), -1)
