@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..inputs import FLOAT32_LEAST, FLOAT32_MOST, Number, Whole, number, whole
+from .layers.activations import on_cpu
 
 
 class StreamSettings(TypedDict, total=False):
@@ -55,6 +56,9 @@ MOSHI: SamplingSettings = {
 
 # Below it, logits divided by the temperature may leave float32's range; their differences still say who is likeliest.
 COLD = 1e-30
+
+# Metal sorts so many in one kernel; more of them are merged, two kernels for each doubling.
+SORTED_AT_ONCE = 2048
 
 NAMES = tuple(StreamSettings.__annotations__)
 
@@ -223,7 +227,12 @@ def _ranked(logits: mx.array, count: int) -> mx.array:
 
 def _last_kept(logits: mx.array, count: int) -> mx.array:
     """The least [B, 1] of the `count` largest logits."""
-    place = logits.shape[-1] - count
+    rows, size = logits.shape
+    parts = next((n for n in range(2, size // count) if size % n == 0 and size <= n * SORTED_AT_ONCE), 0)
+    if size > SORTED_AT_ONCE and parts and not on_cpu():
+        largest = mx.partition(logits.reshape(rows, parts, -1), size // parts - count, axis=-1)[..., -count:]
+        return _last_kept(largest.reshape(rows, -1), count)
+    place = size - count
     return mx.partition(logits, place, axis=-1)[..., place : place + 1]
 
 

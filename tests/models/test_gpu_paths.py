@@ -9,6 +9,7 @@ from moshi_mlx.models.depth import DepthDecoder
 from moshi_mlx.models.layers.conv import CausalConv, StridedConv, TransposedConv
 from moshi_mlx.models.layers.linear import QuantizedEmbedding
 from moshi_mlx.models.layers.sequence import stacked
+from moshi_mlx.models.sampling import Sampling, _last_kept, sample
 
 
 @pytest.fixture
@@ -59,6 +60,19 @@ def test_a_convolution_by_all_its_windows_at_once(as_on_a_gpu, layer, length):
     x = mx.random.normal((2, length * stride, tail.shape[-1]), key=mx.random.key(3))
     for got, expected in zip(as_on_a_gpu(layer, x, tail), layer(x, tail), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [100, 2048, 2049, 4000, 32000, 32003])
+@pytest.mark.parametrize("top_k", [1, 25, 250])
+def test_a_draw_among_the_likeliest_of_a_large_vocabulary(as_on_a_gpu, size, top_k):
+    kept = min(top_k, size - 1)
+    logits = mx.random.normal((3, size), key=mx.random.key(0)).astype(mx.bfloat16)  # so that many are equal
+    noise = mx.random.gumbel((3, size), key=mx.random.key(1))
+    settings = Sampling(temperature=0.7, top_k=kept)
+    expected, got = sample(logits, noise, settings), as_on_a_gpu(sample, logits, noise, settings)
+    np.testing.assert_array_equal(got, expected)
+    least = np.sort(np.array(logits.astype(mx.float32)), axis=-1)[:, -kept, None]
+    np.testing.assert_array_equal(as_on_a_gpu(_last_kept, logits, kept).astype(mx.float32), least)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
