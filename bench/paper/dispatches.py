@@ -3,9 +3,9 @@
 `python -m bench roofline` prints it. The step is traced over weights that have shapes and no memory.
 
 Counted on Metal's terms: a fused operation is one; norms, attention and the reading of quantized rows are one each; a
-concatenation is a copy for each of its inputs; views are none; sorting more than fits one kernel takes two more for each
-doubling and a copy. A product is one, though Metal splits some in two. Not counted is the copy of a view that a kernel
-does not take as it lies: one for each layer of Mimi's transformers, behind its attention to two positions.
+concatenation is a copy for each of its inputs; views are none; sorting more than one kernel holds takes two more for
+each doubling, and a copy. A product is one, though Metal splits some in two. Not counted is the copy of a view that a
+kernel does not take as it lies: one for each layer of Mimi's transformers, behind its attention to two positions.
 """
 
 from __future__ import annotations

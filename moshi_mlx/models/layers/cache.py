@@ -80,7 +80,7 @@ def bits_of(cache: State, head_dim: int) -> int | None:
 
 
 def capacity_of(cache: State) -> int:
-    return next(iter(cache.values())).shape[-2]
+    return int(cache["pairs" if "pairs" in cache else "keys"].shape[-2])
 
 
 def sides(cache: State) -> tuple[mx.array, mx.array]:
