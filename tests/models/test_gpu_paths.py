@@ -39,7 +39,7 @@ def test_rows_of_a_quantized_table(as_on_a_gpu, mode, bits, group_size, shape):
         assert mx.array_equal(got, expected).item()
 
 
-@pytest.mark.parametrize("count", [1, 3, 8, 9])
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 16, 32])
 @pytest.mark.parametrize("shape", [(2,), (2, 3)])
 def test_arrays_side_by_side(as_on_a_gpu, count, shape):
     parts = [mx.random.randint(0, 100, shape, key=mx.random.key(n)) for n in range(count)]

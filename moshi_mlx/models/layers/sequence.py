@@ -137,8 +137,10 @@ def stacked(parts: list[mx.array], axis: int) -> mx.array:
 
     On a GPU it is one fused choice among them, where a concatenation would launch a copy for each.
     """
-    if on_cpu() or len(parts) > 8:  # more would be more than MLX fuses
+    if on_cpu():
         return mx.stack(parts, axis=axis)
+    if len(parts) > 8:  # more than MLX fuses
+        return mx.concatenate([stacked(parts[n : n + 8], axis) for n in range(0, len(parts), 8)], axis=axis)
     *rest, chosen = [mx.expand_dims(part, axis) for part in parts]
     place = mx.array(list(range(len(parts)))).reshape(-1, *[1] * (chosen.ndim - 1 - axis))
     for n, part in reversed(list(enumerate(rest))):
