@@ -35,10 +35,10 @@ def turned(pairs: mx.array, by: Turn, interleaved: bool, heads: int | None = Non
 
     It is one fused operation, so that values, which stay, come out beside their keys.
     """
-    others = pairs[..., ::-1] if interleaved else pairs[..., ::-1, :]
-    sign = mx.array([-1.0, 1.0]) if interleaved else mx.array([[-1.0], [1.0]])
-    cos, sin = (mx.expand_dims(part, -1 if interleaved else -2) for part in by)
-    y = pairs * cos + others * (sign * sin)
+    axis, is_first = (-1, [True, False]) if interleaved else (-2, [[True], [False]])
+    a, b = mx.split(pairs, 2, axis=axis)
+    cos, sin = (mx.expand_dims(part, axis) for part in by)
+    y = mx.where(mx.array(is_first), a * cos - b * sin, a * sin + b * cos)
     if heads is not None:
         y = mx.where(mx.array(np.arange(pairs.shape[1])[:, None, None, None] < heads), y, pairs)
     return y.astype(pairs.dtype)
