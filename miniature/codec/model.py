@@ -138,7 +138,7 @@ def transformer(stack: Transformer, x: mx.array) -> mx.array:
 def _attended(layer: TransformerLayer, x: mx.array, rope_theta: float) -> mx.array:
     attention = layer.self_attn
     queries, keys, _ = attention.heads
-    turning, v = mx.split(attention.project(x), [queries + keys], axis=1)
+    turning, v = mx.split(attention.project(x, len(x), attention.head_dim), [queries + keys], axis=1)
     turned = mx.fast.rope(turning, v.shape[-1], traditional=True, base=rope_theta, scale=1.0, offset=0)
     q, k = mx.split(turned, [queries], axis=1)
     mask = mx.triu(mx.full((x.shape[1], x.shape[1]), -mx.inf), 1)

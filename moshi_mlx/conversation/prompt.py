@@ -30,7 +30,7 @@ from . import duplex, streams
 from .duplex import Adjust, DuplexSampling
 from .told import against, guided, told
 
-FILE_KIND = "moshi_mlx prompt 1"
+FILE_KIND = "moshi_mlx prompt 2"
 FIRST_VALUES = 8
 
 
@@ -159,7 +159,7 @@ def checked(prompt: Any, context: int) -> Prefilled:
 def trimmed(prompt: Prefilled) -> Prefilled:
     """With no more cache slots than positions."""
     layers = [
-        {name: ring[:, :, : prompt.length] for name, ring in cache.items()} for cache in prompt.temporal["layers"]
+        {name: ring[..., : prompt.length, :] for name, ring in cache.items()} for cache in prompt.temporal["layers"]
     ]
     return prompt._replace(temporal={**prompt.temporal, "layers": layers})
 

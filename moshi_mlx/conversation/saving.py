@@ -20,7 +20,7 @@ from .prompt import Prefilled
 if TYPE_CHECKING:
     from .session import Session
 
-FILE_KIND = "moshi_mlx conversation 1"
+FILE_KIND = "moshi_mlx conversation 2"
 # Settings that a file and the session that takes it share.
 AGREE = ("kv_bits", "context", "wait_for_greeting", "guidance", "conditions")
 TAIL = "prompt.tail"

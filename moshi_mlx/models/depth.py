@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from .config import MoshiDepthConfig
 from .layers.demuxed import DemuxedEmbedding
 from .layers.initial import initialize
 from .layers.linear import Embedding, Linear
-from .layers.sequence import attention_weights, stacked
+from .layers.sequence import appended, attention_weights, stacked
 from .layers.transformer import LayerConfig, TransformerLayer
 
 Sampler = Callable[[int, mx.array], mx.array]
@@ -78,7 +79,7 @@ class DepthDecoder(nn.Module):
             emb = part.emb.lookup(token)
             x = inputs[self.config.schedule[step]] + (emb if rows == 1 else mx.tile(emb, (rows, 1)))
             for n, layer in enumerate(part.transformer.layers):
-                x, pairs[n] = _paired_step(layer, x, pairs[n])
+                x, pairs[n] = _paired_step(layer, x, pairs[n], step, len(self.slices))
             token = sample(step, part.logits(x))
             codes.append(token)
         codes += [mx.full(token.shape, -1, mx.int32)] * (len(self.slices) - len(codes))
@@ -95,28 +96,33 @@ def layer_step(
     """x [B, dim] through one layer; `cache` holds keys and values [B, Hkv, steps so far, D]."""
     attention = layer.self_attn
     queries, keys, _ = attention.heads
-    q, *new = mx.split(attention.project(layer.norm1(x)), [queries, queries + keys], axis=1)
+    projected = attention.project(layer.norm1(x), len(x), attention.head_dim)
+    q, *new = mx.split(projected, [queries, queries + keys], axis=1)
     cache[:] = [mx.concatenate(list(pair), axis=2) for pair in zip(cache, new, strict=True)] if cache else new
     if weights is not None:
         weights.append(attention_weights(q, cache[0], None, attention.scale))
     return layer.finish(x, _attended(q, cache[0], cache[1], attention.scale))
 
 
-def _paired_step(layer: TransformerLayer, x: mx.array, pairs: mx.array | None) -> tuple[mx.array, mx.array]:
-    """`layer_step` with keys and values in one array [B, 2 Hkv, steps so far, D], so that one call takes them on.
+def _paired_step(
+    layer: TransformerLayer, x: mx.array, pairs: mx.array | None, step: int, steps: int
+) -> tuple[mx.array, mx.array]:
+    """`layer_step` with keys and values in one array [B, 2 Hkv, steps so far or more, D], which one call takes on.
 
     (To write them into an array made before is no less: a GPU has read that one in the same frame, and MLX copies it.)
     """
     attention = layer.self_attn
-    q, new = mx.split(attention.project(layer.norm1(x)), [attention.heads[0]], axis=1)
-    pairs = new if pairs is None else mx.concatenate([pairs, new], axis=2)
+    q, new = mx.split(attention.project(layer.norm1(x), len(x), attention.head_dim), [attention.heads[0]], axis=1)
+    pairs = appended(pairs, new, step, steps)
     keys, values = mx.split(pairs, 2, axis=1)
-    return layer.finish(x, _attended(q, keys, values, attention.scale)), pairs
+    room = keys.shape[2]
+    seen = None if room == step + 1 else mx.array(np.arange(room) <= step)
+    return layer.finish(x, _attended(q, keys, values, attention.scale, seen)), pairs
 
 
-def _attended(q: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
-    """q [B, H, 1, D] over keys and values [B, Hkv, S, D] -> [B, H D]."""
+def _attended(q: mx.array, keys: mx.array, values: mx.array, scale: float, seen: mx.array | None = None) -> mx.array:
+    """q [B, H, 1, D] over keys and values [B, Hkv, S, D], all of them or those `seen` bool [S] -> [B, H D]."""
     if keys.shape[2] > 1:
-        return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale).reshape(len(q), -1)
+        return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=seen).reshape(len(q), -1)
     repeats = q.shape[1] // values.shape[1]  # of a single key the softmax is 1
     return (values if repeats == 1 else mx.repeat(values, repeats, axis=1)).reshape(len(q), -1)

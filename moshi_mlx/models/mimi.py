@@ -148,11 +148,11 @@ class Mimi(Freezable):
         Samples that are NaN, infinite or absurdly loud are silence: they would stay in the state.
         """
         sound = audible(sound.astype(mx.float32)).astype(self.dtype)
-        fresh = state["transformer"]["offset"] == 0
+        fresh = state["transformer"]["offset"][:, None, None] == 0
         x, seanet = self.encoder(sound[..., None], state["seanet"])
         x, transformer = self.encoder_transformer(x, state["transformer"])
         # The very first window is padded with the first value, not with zeros.
-        tail = mx.where(fresh[:, None, None], x[:, :1], state["resample"])
+        tail = mx.where(fresh, x[:, :1], state["resample"])
         latent, tail = self.downsample(x, tail)
         codes = self.quantizer.encode(latent, num_codebooks)
         return codes, {"seanet": seanet, "transformer": transformer, "resample": tail}

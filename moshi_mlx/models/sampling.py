@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..inputs import FLOAT32_LEAST, FLOAT32_MOST, Number, Whole, number, whole
+from .layers.activations import on_cpu
 
 
 class StreamSettings(TypedDict, total=False):
@@ -55,6 +56,9 @@ MOSHI: SamplingSettings = {
 
 # Below it, logits divided by the temperature may leave float32's range; their differences still say who is likeliest.
 COLD = 1e-30
+
+# Metal sorts so many in one kernel; more of them are merged, two kernels for each doubling.
+SORTED_AT_ONCE = 2048
 
 NAMES = tuple(StreamSettings.__annotations__)
 
@@ -181,15 +185,18 @@ def draw(
     cold: bool = False,
 ) -> mx.array:
     """The sampled case of `sample`, among the `kept` likeliest; numbers may be arrays."""
-    logits = logits.astype(mx.float32)
-    if cold:
-        logits = logits - logits.max(axis=-1, keepdims=True)
-    logits = logits / temperature
+    largest = logits.max(axis=-1, keepdims=True) if cold else None
+
+    def heated(logits: mx.array) -> mx.array:
+        logits = logits.astype(mx.float32)
+        return (logits if largest is None else logits - largest) / temperature
+
     floor = None
     if top_p is not None:
-        floor = _top_p_floor(_ranked(logits, kept), top_p)
-    elif kept < logits.shape[-1]:
-        floor = mx.topk(logits, kept, axis=-1).min(axis=-1, keepdims=True)
+        floor = _top_p_floor(_ranked(heated(logits), kept), top_p)
+    elif kept < logits.shape[-1]:  # heat keeps the order, so that the last one kept is the same before it
+        floor = heated(_last_kept(logits, kept))
+    logits = heated(logits)
     if log_min_p is not None:
         least = logits.max(axis=-1, keepdims=True) + log_min_p
         floor = least if floor is None else mx.maximum(floor, least)
@@ -216,6 +223,17 @@ def _ranked(logits: mx.array, count: int) -> mx.array:
     """The `count` largest logits [B, count], largest first."""
     largest = logits if count == logits.shape[-1] else mx.topk(logits, count, axis=-1)
     return -mx.sort(-largest, axis=-1)
+
+
+def _last_kept(logits: mx.array, count: int) -> mx.array:
+    """The least [B, 1] of the `count` largest logits."""
+    rows, size = logits.shape
+    parts = next((n for n in range(2, size // count) if size % n == 0 and size <= n * SORTED_AT_ONCE), 0)
+    if size > SORTED_AT_ONCE and parts and not on_cpu():
+        largest = mx.partition(logits.reshape(rows, parts, -1), size // parts - count, axis=-1)[..., -count:]
+        return _last_kept(largest.reshape(rows, -1), count)
+    place = size - count
+    return mx.partition(logits, place, axis=-1)[..., place : place + 1]
 
 
 def _top_p_floor(ranked: mx.array, top_p: float | mx.array) -> mx.array:

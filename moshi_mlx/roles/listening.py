@@ -56,5 +56,5 @@ def remembered(model: Moshi, text: np.ndarray, codes: np.ndarray, kv_bits: int |
     length = tokens.shape[-1]
     temporal = model.decoder.model.init_state(1, positions=length, kv_bits=kv_bits)
     _, _, temporal = model.decoder.step(tokens, temporal)
-    layers = [{name: ring[:, :, :length] for name, ring in cache.items()} for cache in temporal["layers"]]
+    layers = [{name: ring[..., :length, :] for name, ring in cache.items()} for cache in temporal["layers"]]
     return {**temporal, "layers": layers}

@@ -18,6 +18,7 @@ from bench.cases import Spec, Work
 from bench.paper import roofline
 from moshi_mlx import MoshiConfig
 from moshi_mlx.machine import chips
+from moshi_mlx.models.layers.cache import capacity_of
 from moshi_mlx.models.layers.linear import Linear
 from moshi_mlx.models.state import flatten
 
@@ -205,7 +206,7 @@ def test_context_sets_the_offset_and_the_ring_of_a_session(miniature):
     for name, position in {"empty": 0, "half": context // 2, "full": context}.items():
         state = cases.work(miniature, Spec("duplex-frame", context=name, batch=2, frames=1)).state()
         assert state["offset"].tolist() == state["temporal"]["offset"].tolist() == [position] * 2
-        capacity = dict(flatten(state["temporal"]))["layers.0.keys"].shape[2]
+        capacity = capacity_of(state["temporal"]["layers"][0])
         assert capacity == cases.ring_capacity(position + cases.WARMUP + 1, context)
     assert [cases.ring_capacity(n, 3000) for n in (1, 256, 257, 1025, 2000, 9000)] == [256, 256, 512, 2048, 2048, 3000]
 

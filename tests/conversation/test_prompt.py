@@ -92,12 +92,12 @@ def test_what_is_no_prompt_is_refused(model):
 
 
 def test_caches_are_packed_as_they_are_written():
-    keys, values = (mx.random.normal((1, 2, 5, 64), key=mx.random.key(n)) for n in range(2))
-    whole = cache.packed({"keys": keys, "values": values}, 8)
+    pairs = mx.random.normal((1, 2, 2, 5, 64), key=mx.random.key(0))
+    whole = cache.packed({"pairs": pairs}, 8)
     stepped = cache.create(1, 2, 5, 64, mx.float32, 8)
     for n in range(5):
         slot = mx.array([[[[n]]]])
-        stepped = cache.write(stepped, slot, keys[:, :, n : n + 1], values[:, :, n : n + 1])
+        stepped = cache.write(stepped, slot, pairs.swapaxes(1, 2)[..., n : n + 1, :])
     assert whole.keys() == stepped.keys()
     for name, part in whole.items():
         assert mx.array_equal(part, stepped[name]), name

@@ -109,7 +109,7 @@ def test_a_full_ring_from_the_start_says_the_same(model, monkeypatch):
     monkeypatch.setattr(session_module, "FIRST_CAPACITY", 4)
     monkeypatch.setattr(session_module, "reads_unseen_slots", lambda head_dim, kv_bits: False)
     session = model.session(**GREEDY)
-    assert session._state["temporal"]["layers"][0]["keys"].shape[2] == 64
+    assert cache.capacity_of(session._state["temporal"]["layers"][0]) == 64
     check_tokens(run_codes(model, LM["user"]), {"text": LM["delay1.text"], "audio": LM["delay1.audio"]})
 
 
@@ -194,7 +194,7 @@ def test_a_full_context_is_that_and_leaves_no_trace(model, monkeypatch):
     session = model.session(seed=3)
     expected = frames_of(session, 3)
     session.fill_context()
-    assert session._state["temporal"]["layers"][0]["keys"].shape[2] == 64
+    assert cache.capacity_of(session._state["temporal"]["layers"][0]) == 64
     seen = cache.window(session._state["temporal"]["offset"], 1, 64, 64).mask
     assert np.array(seen).all()  # every slot is attended to
     session.step(question()[:1920])

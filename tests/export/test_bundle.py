@@ -60,6 +60,13 @@ def test_equals_the_session(tiny, settings):
     equal(tiny, TINY, SETTINGS[settings])
 
 
+def test_is_the_same_bytes_where_there_is_a_gpu(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    bundle.export(TINY, tmp_path / "bundle", mx.float32)
+    made = {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
+    assert made == {path.name: path.read_bytes() for path in tiny.iterdir()}
+
+
 def test_grows_and_wraps_as_the_session(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "FIRST_CAPACITY", 16)
     bundle.export(TINY, tmp_path / "bundle", mx.float32)

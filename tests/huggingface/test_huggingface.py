@@ -26,6 +26,7 @@ from moshi_mlx import (
 from moshi_mlx.huggingface.config import TEXT_PRESETS
 from moshi_mlx.huggingface.outputs import CausalLMOutput
 from moshi_mlx.models.layers import sequence
+from moshi_mlx.models.layers.cache import create
 
 FORWARD = golden("huggingface_forward")
 FOLDER = GOLDENS / "moshi_tiny_hf"
@@ -210,10 +211,11 @@ def test_new_sequences_behind_a_state_do_not_see_it(tiny):
     close(out.logits[:, 3:], tiny(ids[:, 7:]).logits)
 
 
-def test_a_cache_in_8_bits_is_refused(model):
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_cache_in_few_bits_is_refused(model, bits):
     state = model.decoder.model.init_state(1)
-    state["layers"] = [{**layer, "keys_scales": mx.zeros(1)} for layer in state["layers"]]
-    with pytest.raises(InputError, match=r"got a cache in .* bits, expected one in full precision"):
+    state["layers"] = [create(1, 1, 64, 32, mx.float32, bits) for _ in state["layers"]]
+    with pytest.raises(InputError, match=r"got a cache in \d+ bits, expected one in full precision"):
         model.decoder(np.zeros((1, 2), int), past_key_values=state)
 
 

@@ -4,9 +4,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from moshi_mlx.models.config import MoshiDepthConfig
+from moshi_mlx.models.depth import DepthDecoder
 from moshi_mlx.models.layers.conv import CausalConv, StridedConv, TransposedConv
 from moshi_mlx.models.layers.linear import QuantizedEmbedding
 from moshi_mlx.models.layers.sequence import stacked
+from moshi_mlx.models.sampling import Sampling, _last_kept, sample
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def test_rows_of_a_quantized_table(as_on_a_gpu, mode, bits, group_size, shape):
         assert mx.array_equal(got, expected).item()
 
 
-@pytest.mark.parametrize("count", [1, 3, 8, 9])
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 16, 32])
 @pytest.mark.parametrize("shape", [(2,), (2, 3)])
 def test_arrays_side_by_side(as_on_a_gpu, count, shape):
     parts = [mx.random.randint(0, 100, shape, key=mx.random.key(n)) for n in range(count)]
@@ -57,3 +60,40 @@ def test_a_convolution_by_all_its_windows_at_once(as_on_a_gpu, layer, length):
     x = mx.random.normal((2, length * stride, tail.shape[-1]), key=mx.random.key(3))
     for got, expected in zip(as_on_a_gpu(layer, x, tail), layer(x, tail), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [100, 2048, 2049, 4000, 32000, 32003])
+@pytest.mark.parametrize("top_k", [1, 25, 250])
+def test_a_draw_among_the_likeliest_of_a_large_vocabulary(as_on_a_gpu, size, top_k):
+    kept = min(top_k, size - 1)
+    logits = mx.random.normal((3, size), key=mx.random.key(0)).astype(mx.bfloat16)  # so that many are equal
+    noise = mx.random.gumbel((3, size), key=mx.random.key(1))
+    settings = Sampling(temperature=0.7, top_k=kept)
+    expected, got = sample(logits, noise, settings), as_on_a_gpu(sample, logits, noise, settings)
+    np.testing.assert_array_equal(got, expected)
+    least = np.sort(np.array(logits.astype(mx.float32)), axis=-1)[:, -kept, None]
+    np.testing.assert_array_equal(as_on_a_gpu(_last_kept, logits, kept).astype(mx.float32), least)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("heads", "kv_heads", "steps"), [(4, 4, 8), (4, 2, 3), (2, 1, 9)])
+def test_the_codes_and_logits_of_a_frame(as_on_a_gpu, heads, kv_heads, steps, batch):
+    config = MoshiDepthConfig(
+        vocab_size=20, hidden_size=32, input_size=16, num_hidden_layers=2, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, audio_vocab_size=30, ffn_dim=64, num_codebooks=steps, sliding_window=steps,
+    )  # fmt: skip
+    decoder = DepthDecoder(config, seed=1)
+    hidden = mx.random.normal((batch, 16), key=mx.random.key(1))
+
+    def sampled():
+        seen = []
+
+        def choose(step, logits):
+            seen.append(logits)
+            return (mx.argmax(logits, axis=-1) + step) % 30
+
+        return decoder.sample(hidden, mx.array([7] * batch), choose), mx.stack(seen)
+
+    (codes, logits), (expected, expected_logits) = as_on_a_gpu(sampled), sampled()
+    np.testing.assert_array_equal(codes, expected)
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-5, atol=1e-6)

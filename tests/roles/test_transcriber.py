@@ -202,7 +202,7 @@ def test_a_refreshed_memory_is_that_of_the_last_frames_alone(stt):
     assert int(found["offset"][0]) == int(state["temporal"]["offset"][0]) == 7
     for ours, theirs in zip(found["layers"], state["temporal"]["layers"], strict=True):
         for name, ring in ours.items():
-            np.testing.assert_allclose(np.array(ring), np.array(theirs[name])[:, :, :7], atol=1e-5)
+            np.testing.assert_allclose(np.array(ring), np.array(theirs[name])[..., :7, :], atol=1e-5)
 
 
 def test_a_refresh_touches_neither_codec_nor_clock(stt):
@@ -256,6 +256,15 @@ def alone(model, sound, seed=0, **settings):
     return Transcriber(model, seed, **settings).feed(sound)
 
 
+def nearly(events):
+    """Events whose probabilities may differ in what a product of several rows rounds otherwise."""
+    near = {name: lambda value: pytest.approx(value, abs=1e-5) for name in ("pauses", "pause")}
+    return [
+        event._replace(**{name: of(getattr(event, name)) for name, of in near.items() if hasattr(event, name)})
+        for event in events
+    ]
+
+
 def test_rows_equal_rows_alone_whoever_comes_and_goes(either):
     first, second, third = noise(40, 1), noise(40, 2), noise(40, 3)
     people = Transcribers(either, 3)
@@ -278,10 +287,10 @@ def test_rows_equal_rows_alone_whoever_comes_and_goes(either):
         heard["anna"] += events[anna]
         heard["bert"] += events.get(bert, []) if n >= 5 else []
         heard["cleo"] += events.get(cleo, []) if 14 <= n < 30 else []
-    assert heard["anna"] == alone(either, first)
+    assert heard["anna"] == nearly(alone(either, first))
     count = bert.frames - bert_prefix(either)
-    assert heard["bert"] == alone(either, second[: count * SIZE], 7, temperature=0.9, top_k=20)
-    assert heard["cleo"] == alone(either, third[: 16 * SIZE])
+    assert heard["bert"] == nearly(alone(either, second[: count * SIZE], 7, temperature=0.9, top_k=20))
+    assert heard["cleo"] == nearly(alone(either, third[: 16 * SIZE]))
 
 
 def bert_prefix(model):
@@ -304,15 +313,15 @@ def test_who_is_flushed_refreshed_or_reset_touches_nobody_else(stt):
         events += step[anna]
         if n >= 12:
             after += step[bert]
-    assert events == alone(stt, sound)
-    assert after == alone(stt, other[12 * SIZE :], 5)
+    assert events == nearly(alone(stt, sound))
+    assert after == nearly(alone(stt, other[12 * SIZE :], 5))
 
 
 def test_a_place_that_broke_is_whole_again(stt):
     people = Transcribers(stt, 1)
     row = people.join()
     people.step({row: noise(1)})
-    people._state["temporal"]["layers"][0]["keys"] += mx.inf
+    people._state["temporal"]["layers"][0]["pairs"] += mx.inf
     people.step({row: noise(1)})
     row = people.reset(row)
     sound = noise(6)

@@ -222,7 +222,7 @@ def test_manifests_as_kyutais_annotation_takes_them(tmp_path):
     [
         ("a.jsonl", b"\xff\xfe\x00", "not a text file in UTF-8"),
         ("a.jsonl.gz", b"no gzip", "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b"{}" * 999)[:20], "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b"{}" * 999, mtime=0)[:20], "cannot be read"),
         ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
         ("a.jsonl", b'{"path": ""}', "line 1: expected"),
         ("a.jsonl", b'{"path": 3}', "line 1: expected"),

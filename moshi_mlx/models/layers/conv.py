@@ -120,7 +120,7 @@ class DepthwiseUpsample(nn.Module):
 
     def __call__(self, x: mx.array, last: State) -> tuple[mx.array, State]:
         batch, length, channels = x.shape
-        x = mx.concatenate([last, x], axis=1)[:, :, None]  # [B, T + 1, 1, C]
+        before = last if length == 1 else mx.concatenate([last, x[:, :-1]], axis=1)
         first, second = self.halves
-        y = x[:, 1:] * first + x[:, :-1] * second  # [B, T, stride, C]
-        return y.reshape(batch, -1, channels), x[:, length:].squeeze(2)
+        y = x[:, :, None] * first + before[:, :, None] * second  # [B, T, stride, C]
+        return y.reshape(batch, -1, channels), x[:, length - 1 :]

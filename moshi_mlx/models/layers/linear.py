@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from .activations import on_cpu
 
@@ -54,7 +55,7 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: mx.array) -> mx.array:
         """ids int [...] -> [..., dim]."""
-        return self._projected(mx.where((ids < 0)[..., None], 0, self.rows(mx.maximum(ids, 0))))
+        return self._projected(mx.where(ids[..., None] < 0, 0, self.rows(mx.maximum(ids, 0))))
 
     def lookup(self, ids: mx.array) -> mx.array:
         """The same for ids that are known to be tokens, as sampled ones are: none of them -1."""
@@ -89,6 +90,6 @@ class QuantizedEmbedding(Embedding):
         one = mx.array([[1]], self.scales.dtype if self.mode == "affine" else mx.bfloat16)  # as `dequantize` gives it
         weight, scales = self.weight[:, None], self.scales[:, None]
         biases = self.biases[:, None] if "biases" in self else None
-        first = mx.zeros(ids.shape, mx.uint32)
+        first = mx.array(np.zeros(ids.shape, np.uint32))  # a constant, which no call has to make anew
         y = mx.gather_qmm(one, weight, scales, biases, first, ids.astype(mx.uint32), transpose=False, **kind)
         return y.squeeze(-2)

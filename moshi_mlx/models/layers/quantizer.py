@@ -48,8 +48,9 @@ class SplitResidualVectorQuantizer(nn.Module):
 
     def decode(self, codes: mx.array) -> mx.array:
         """codes int [B, K, T], K up to all codebooks -> latent [B, T, hidden]."""
-        num_codebooks = codes.shape[1]
-        entries = self.embedding[mx.array(list(range(num_codebooks)))[:, None], codes]  # [B, K, T, dim]
-        semantic = entries[:, : self.num_semantic].sum(axis=1)
-        acoustic = entries[:, self.num_semantic :].sum(axis=1)
-        return self.output_proj(mx.concatenate([semantic, acoustic], axis=-1))
+        batch, num_codebooks, length = codes.shape
+        which = range(num_codebooks)
+        halves = [[k < self.num_semantic for k in which], [k >= self.num_semantic for k in which]]
+        entries = self.embedding[mx.array(list(which)), codes.swapaxes(1, 2)]  # [B, T, K, dim]
+        sums = mx.array(halves, entries.dtype) @ entries  # [B, T, 2, dim]
+        return self.output_proj(sums.reshape(batch, length, -1))

@@ -13,11 +13,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from ...errors import InputError
 from ..state import State
 from .activations import on_cpu
-from .cache import bits_of, held_after
+from .cache import bits_of, held_after, sides
 
 BLOCK = 64  # queries at a time
 
@@ -84,26 +85,17 @@ def span(
     return Span(offset, rotary, past[:, None], mx.argsort(held, axis=1), context, parts)
 
 
-def rotate(x: mx.array, positions: mx.array, theta: float, interleaved: bool = True) -> mx.array:
-    """Rotary embedding of x [B, H, T, D] at any positions int [B, T], on interleaved pairs or on halves."""
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-mx.arange(half, dtype=mx.float32) / half)
-    angles = positions[:, None, :, None] * frequencies  # [B, 1, T, half]
-    shape, axis = ((half, 2), -1) if interleaved else ((2, half), -2)
-    pairs = x.astype(mx.float32).reshape(*x.shape[:-1], *shape)
-    a, b = (part.squeeze(axis) for part in mx.split(pairs, 2, axis=axis))
-    cos, sin = mx.cos(angles), mx.sin(angles)
-    turned = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=axis)
-    return turned.reshape(x.shape).astype(x.dtype)
-
-
 def attend(
     q: mx.array, k: mx.array, v: mx.array, ring: State, span: Span, scale: float, weights: list[mx.array] | None
 ) -> mx.array:
     """q [B, H, T, D], new k and v [B, Hkv, T, D] and the ring before them -> [B, H, T, D].
 
     `weights`, where given, gets the attention weights [B, H, T, capacity + T] of the layer appended, oldest first.
+    Raises InputError for a ring in 8 or 4 bits, which is the live session's.
     """
+    bits = None if ring is None else bits_of(ring, k.shape[-1])
+    if bits:
+        raise InputError(f"past_key_values: got a cache in {bits} bits, expected one in full precision (kv_bits=None)")
     length = q.shape[2]
     parts: list[mx.array] = []
     size = BLOCK if weights is None else length
@@ -120,9 +112,8 @@ def attend(
         if span.past is not None:
             mask = mask if mask.ndim == 4 else _rows(mask, len(q))
             mask = mx.concatenate([span.past[:, :, start:end], mask], axis=-1)
-            keys, values = (
-                mx.concatenate([ring[side], new], axis=2) for side, new in (("keys", keys), ("values", values))
-            )
+            old, new = sides(ring), (keys, values)
+            keys, values = (mx.concatenate(list(pair), axis=2) for pair in zip(old, new, strict=True))
         block = q[:, :, start:end]
         if parts:  # one block after the other, or the scores of many are in memory at once
             block = mx.depends(block, parts[-1])
@@ -146,13 +137,27 @@ def stacked(parts: list[mx.array], axis: int) -> mx.array:
 
     On a GPU it is one fused choice among them, where a concatenation would launch a copy for each.
     """
-    if on_cpu() or len(parts) > 8:  # more would be more than MLX fuses
+    if on_cpu():
         return mx.stack(parts, axis=axis)
+    if len(parts) > 8:  # more than MLX fuses
+        return mx.concatenate([stacked(parts[n : n + 8], axis) for n in range(0, len(parts), 8)], axis=axis)
     *rest, chosen = [mx.expand_dims(part, axis) for part in parts]
     place = mx.array(list(range(len(parts)))).reshape(-1, *[1] * (chosen.ndim - 1 - axis))
     for n, part in reversed(list(enumerate(rest))):
         chosen = mx.where(place == n, part, chosen)
     return chosen
+
+
+def appended(past: mx.array | None, new: mx.array, count: int, room: int) -> mx.array:
+    """What `past` holds in its first `count` places along axis 2, then new [B, H, 1, D]; what is behind means nothing.
+
+    On a GPU it is one choice, with places for `room` of them, where a concatenation would launch two copies.
+    """
+    if past is None:
+        return new
+    if on_cpu():
+        return mx.concatenate([past, new], axis=2)
+    return mx.where(mx.array(np.arange(room)[:, None] >= count), new, past)
 
 
 def _rows(mask: mx.array, batch: int) -> mx.array:
@@ -185,20 +190,14 @@ def ring_after(
     """The ring of `capacity` slots that holds the last positions once `lengths` (int [B]) new ones have come.
 
     keys and values [B, Hkv, T, D] are the new ones', packed; a ring before them must not have had more slots.
-    Raises InputError for a ring in 8 or 4 bits, which is the live session's.
     """
-    if ring is not None and "keys_scales" in ring:
-        bits = bits_of(ring, keys.shape[-1])
-        raise InputError(f"past_key_values: got a cache in {bits} bits, expected one in full precision (kv_bits=None)")
     held, _ = held_after((offset + lengths)[:, None] - 1, capacity)
-    new = (held - offset[:, None])[:, None, :, None]
-    after = {}
-    for side, fresh in (("keys", keys), ("values", values)):
-        taken = mx.take_along_axis(fresh, mx.clip(new, 0, fresh.shape[2] - 1), axis=2)
-        old = mx.zeros_like(taken) if ring is None else _widened(ring[side], capacity)
-        after[side] = mx.where(new >= 0, taken, old)
-    return after
+    new = (held - offset[:, None])[:, None, None, :, None]
+    pairs = mx.stack([keys, values], axis=2)  # [B, Hkv, 2, T, D]
+    taken = mx.take_along_axis(pairs, mx.clip(new, 0, keys.shape[2] - 1), axis=3)
+    old = mx.zeros_like(taken) if ring is None else _widened(ring["pairs"], capacity)
+    return {"pairs": mx.where(new >= 0, taken, old)}
 
 
 def _widened(ring: mx.array, capacity: int) -> mx.array:
-    return mx.pad(ring, [(0, 0), (0, 0), (0, capacity - ring.shape[2]), (0, 0)])
+    return mx.pad(ring, [(0, 0), (0, 0), (0, 0), (0, capacity - ring.shape[3]), (0, 0)])

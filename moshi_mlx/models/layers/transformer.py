@@ -12,7 +12,7 @@ from ...errors import InputError
 from ..config import MoshiConfig, MoshiDepthConfig
 from ..state import State
 from . import cache as caches
-from . import sequence
+from . import rotary, sequence
 from .activations import gelu
 from .linear import Linear, add_product
 
@@ -56,40 +56,42 @@ class Attention(nn.Module):
         self.in_proj = Linear(config.dim, queries + 2 * kv)
         self.out_proj = Linear(queries, config.dim)
         self.heads = (config.num_heads, config.num_key_value_heads, config.num_key_value_heads)
-        self.scale = config.head_dim**-0.5
+        self.head_dim, self.scale = config.head_dim, config.head_dim**-0.5
         self.interleaved = config.interleaved
 
     def turned(self, x: mx.array, rope_theta: float, offset: int | mx.array) -> mx.array:
         """Queries or keys [B, H, T, D] at the positions from `offset` on."""
         return mx.fast.rope(x, x.shape[-1], traditional=self.interleaved, base=rope_theta, scale=1.0, offset=offset)
 
-    def project(self, x: mx.array) -> mx.array:
-        """x [B, T, dim], or [B, dim] for one position -> queries, keys and values in one [B, H + 2 Hkv, T, D]."""
-        h = self.in_proj(x)
-        if h.ndim == 2 or h.shape[1] == 1:  # nothing to transpose
-            return h.reshape(len(h), sum(self.heads), 1, -1)
-        return h.reshape(*h.shape[:2], sum(self.heads), -1).transpose(0, 2, 1, 3)
+    def project(self, x: mx.array, batch: int, *shape: int) -> mx.array:
+        """x [B T, dim] or [B, T, dim] -> queries, keys and values in one [B, H + 2 Hkv, T, *shape of a head]."""
+        h, heads = self.in_proj(x), sum(self.heads)
+        if h.size == batch * h.shape[-1]:  # nothing to transpose
+            return h.reshape(batch, heads, 1, *shape)
+        return h.reshape(batch, -1, heads, *shape).swapaxes(1, 2)
 
-    def __call__(self, x: mx.array, cache: State, seen: caches.Window, rope_theta: float) -> tuple[mx.array, State]:
-        """x [B, T, dim] -> what attention saw [B, T, H D], before the output projection; cache."""
+    def __call__(self, x: mx.array, cache: State, seen: caches.Window, turn: rotary.Turn) -> tuple[mx.array, State]:
+        """x [B T, dim] -> what attention saw [B T, H D], before the output projection; cache."""
         queries, keys, _ = self.heads
-        turning, v = mx.split(self.project(x), [queries + keys], axis=1)
-        q, k = mx.split(self.turned(turning, rope_theta, seen.offset), [queries], axis=1)
-        cache = caches.write(cache, seen.slots, k, v)
-        y = caches.attend(q, cache, seen.mask, self.scale)
-        y = y if x.shape[1] == 1 else y.transpose(0, 2, 1, 3)
-        return y.reshape(*x.shape[:2], -1), cache
+        batch, _, length, half = turn.cos.shape
+        pairs = self.project(x, batch, *rotary.pairs_of(2 * half, self.interleaved))
+        q, new = mx.split(rotary.turned(pairs, turn, self.interleaved, queries + keys), [queries], axis=1)
+        cache = caches.write(cache, seen.slots, new.reshape(batch, 2, keys, length, 2 * half))
+        y = caches.attend(q.reshape(batch, queries, length, 2 * half), cache, seen.mask, self.scale)
+        return (y if length == 1 else y.swapaxes(1, 2)).reshape(len(x), -1), cache
 
     def over_sequence(
         self, x: mx.array, ring: State, span: sequence.Span, rope_theta: float, weights: list[mx.array] | None
     ) -> tuple[mx.array, mx.array, mx.array]:
         """The same over a whole sequence (see `sequence`): what attention saw, and the new keys and values."""
         queries, keys, _ = self.heads
-        turning, v = mx.split(self.project(x), [queries + keys], axis=1)
+        turning, v = mx.split(self.project(x, len(x), self.head_dim), [queries + keys], axis=1)
         if span.rotary is None:
             turned = self.turned(turning, rope_theta, 0 if span.past is None else span.offset)
         else:
-            turned = sequence.rotate(turning, span.rotary, rope_theta, self.interleaved)
+            turn = rotary.turn(span.rotary[:, None, :, None], self.head_dim, rope_theta)
+            pairs = turning.reshape(*turning.shape[:3], *rotary.pairs_of(self.head_dim, self.interleaved))
+            turned = rotary.turned(pairs, turn, self.interleaved).reshape(turning.shape)
         q, k = mx.split(turned, [queries], axis=1)
         y = sequence.attend(q, k, v, ring, span, self.scale, weights)
         return y.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1), k, v
@@ -113,10 +115,11 @@ class CrossAttention(nn.Module):
         return {"keys": k, "values": v}
 
     def __call__(self, x: mx.array, fixed: State) -> mx.array:
-        """x [B, T, dim] -> what is added to it [B, T, dim]."""
-        q = self._heads(mx.split(self.in_proj(x), 3, axis=-1)[0])
-        y = mx.fast.scaled_dot_product_attention(q, fixed["keys"], fixed["values"], scale=self.head_dim**-0.5)
-        return self.out_proj(y.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
+        """x [B T, dim] or [B, T, dim] -> what is added to it, alike."""
+        keys, values = fixed["keys"], fixed["values"]
+        q = self._heads(mx.split(self.in_proj(x), 3, axis=-1)[0].reshape(len(keys), -1, self.num_heads * self.head_dim))
+        y = mx.fast.scaled_dot_product_attention(q, keys, values, scale=self.head_dim**-0.5)
+        return self.out_proj(y.transpose(0, 2, 1, 3).reshape(*x.shape[:-1], -1))
 
     def _heads(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:2], self.num_heads, self.head_dim).transpose(0, 2, 1, 3)
@@ -191,9 +194,9 @@ class TransformerLayer(nn.Module):
         return x + self.layer_scale_2(self.mlp(self.norm2(x)))
 
     def __call__(
-        self, x: mx.array, cache: State, seen: caches.Window, rope_theta: float, fixed: State = None
+        self, x: mx.array, cache: State, seen: caches.Window, turn: rotary.Turn, fixed: State = None
     ) -> tuple[mx.array, State]:
-        attended, cache = self.self_attn(self.norm1(x), cache, seen, rope_theta)
+        attended, cache = self.self_attn(self.norm1(x), cache, seen, turn)
         return self.finish(x, attended, fixed), cache
 
 
@@ -228,12 +231,14 @@ class Transformer(nn.Module):
             room = max(1, capacity - self.context + 1)
             raise InputError(f"got {length} positions in one call, but the state's caches take {room}")
         seen = caches.window(state["offset"], length, capacity, self.context)
-        layers = []
+        turn = rotary.turn(seen.positions, self._cache_shape[1], self.rope_theta)
+        shape, layers = x.shape, []
+        x = x.reshape(-1, shape[-1])  # as products want it, which would each take the batch apart and back
         fixed = state.get("cross", [None] * len(self.layers))
         for layer, cache, source in zip(self.layers, state["layers"], fixed, strict=True):
-            x, cache = layer(x, cache, seen, self.rope_theta, source)
+            x, cache = layer(x, cache, seen, turn, source)
             layers.append(cache)
-        return x, {**state, "offset": state["offset"] + length, "layers": layers}
+        return x.reshape(shape), {**state, "offset": state["offset"] + length, "layers": layers}
 
     def across(self, source: mx.array) -> State:
         """What the layers' cross-attention looks at, of source [B, S, dim]: a state's `cross`."""
