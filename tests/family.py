@@ -1,20 +1,19 @@
 """The tiny checkpoints of Moshi's sister models, and what the reference makes of them."""
 
-from pathlib import Path
-
 import mlx.core as mx
-import numpy as np
+from helpers import GOLDENS, golden
 
 import moshi_mlx
 
-FAMILY = Path("/work/shared/family/goldens")
+FAMILY = GOLDENS / "family"
+KINDS = ("plain_2026", "hibiki", "hibiki_zero", "stt", "stt_no_heads", "tts", "tts_prefix")
 ROLES = {"dialogue": "plain_2026", "translator": "hibiki", "transcriber": "stt", "speaker": "tts"}
 """A checkpoint of each role."""
 
 
 def reference(kind):
     """The arrays of a kind, as NumPy."""
-    return {name: np.array(value) for name, value in mx.load(str(FAMILY / kind / "ref.safetensors")).items()}
+    return golden(f"family/{kind}/ref")
 
 
 def loaded(kind):
