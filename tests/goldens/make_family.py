@@ -386,9 +386,13 @@ def make(kind):
             except AssertionError as reason:
                 print(kind, seed, reason, file=sys.stderr)
                 continue
-        about = {"seed": str(seed), "margin": f"{min(found):.1e}", "moshi": "0.2.13", "torch": torch.__version__}
+        about = f"seed {seed}, smallest margin {min(found):.1e}, moshi 0.2.13, torch {torch.__version__}"
         made = {name: (value if value.is_floating_point() else value.int()) for name, value in made.items()}
-        save_file({name: value.contiguous() for name, value in made.items()}, FAMILY / kind / "ref.safetensors", about)
+        save_file(
+            {name: value.contiguous() for name, value in made.items()},
+            FAMILY / kind / "ref.safetensors",
+            {"made": about},
+        )
         print(kind, about, {name: list(value.shape) for name, value in made.items()})
         return
     raise SystemExit(f"{kind}: no seed")
