@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from .. import inputs
-from ..errors import InputError
+from ..errors import InputError, brief
 from .conditions_config import ConditionConfig
 from .layers.linear import Linear
 
@@ -47,9 +47,9 @@ class Condition(nn.Module):
 
     def _index(self, value: Any) -> int:
         values = self.config.values
-        if value not in values:
+        if not isinstance(value, str) or value not in values:
             raise InputError(
-                f"conditions: {self.config.name!r} got {value!r}, expected one of {', '.join(values)}, or None"
+                f"conditions: {self.config.name!r} got {brief(value)}, expected one of {', '.join(values)}, or None"
             )
         return values.index(value)
 
@@ -58,7 +58,10 @@ class Condition(nn.Module):
         if not isinstance(value, (tuple, list)) or len(value) != 2:
             raise InputError(f"{name} got a {type(value).__name__}, expected (vectors [S, {dim}], mask [S])")
         vectors = inputs.floats(name, value[0], (None, dim)).astype(mx.float32)
-        mask = np.array(value[1], bool)
+        try:
+            mask = np.array(value[1], bool)
+        except ValueError as error:
+            raise InputError(f"{name}: its mask is {brief(value[1])}, expected true or false of each vector") from error
         if mask.shape != (len(vectors),) or not len(mask):
             raise InputError(f"{name} got a mask of shape {list(mask.shape)} for {len(vectors)} vectors, expected one")
         return vectors, mx.array(mask)

@@ -200,7 +200,7 @@ def test_the_seed_guidance_voice_and_settings_matter(models):
     others = [speaker.say(LONG)] + [
         model.speaker(**{**same, **change}).say(LONG)
         for change in (
-            {"guidance": 4.0}, {"voice": None}, {"padding_between": 4}, {"padding_bonus": 20}, {"temperature": 0},
+            {"guidance": 4.0}, {"voice": None}, {"padding_between": 4}, {"padding_bonus": 200}, {"temperature": 0},
             {"text_temperature": 5.0}, {"codebooks": 2}, {"voice": ["voice0", "voice0"]},
         )
     ]  # fmt: skip

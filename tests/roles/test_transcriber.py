@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -56,7 +57,7 @@ def noise(frames, seed=0):
 
 
 def codes_of(frames, seed=0):
-    return np.random.default_rng(seed).integers(0, 48, (8, frames)).astype(np.int32)
+    return np.random.default_rng(seed).integers(0, 32, (8, frames)).astype(np.int32)
 
 
 # --- the reference --------------------------------------------------------------------------------------------------
@@ -141,10 +142,11 @@ def test_a_flush_takes_no_time_and_words_keep_the_times_of_their_sound(request, 
 def test_a_word_begins_at_its_zero_less_the_delay(stt):
     transcriber = Transcriber(stt)
     events = transcriber.feed_codes(reference("stt")["user"])
-    zeros = [step.time for step in steps_of(events) if step.token == 0]
-    assert len(zeros) > 1
+    heard = steps_of(events)
+    begun = [one.time for one, after in pairwise(heard) if one.token == 0 and after.token not in (0, 3)]
+    assert len(begun) > 1
     starts = {word.start for word in events if isinstance(word, Word)}
-    assert {round(max(0.0, time - 0.5), 3) for time in zeros[:-1]} <= starts
+    assert {round(max(0.0, time - 0.5), 3) for time in begun[:-1]} <= starts
 
 
 def test_nonsense_is_silence(stt):
@@ -202,7 +204,7 @@ def test_a_refreshed_memory_is_that_of_the_last_frames_alone(stt):
     assert int(found["offset"][0]) == int(state["temporal"]["offset"][0]) == 7
     for ours, theirs in zip(found["layers"], state["temporal"]["layers"], strict=True):
         for name, ring in ours.items():
-            np.testing.assert_allclose(np.array(ring), np.array(theirs[name])[..., :7, :], atol=1e-5)
+            np.testing.assert_allclose(np.array(ring), np.array(theirs[name])[:, :, :7], atol=1e-5)
 
 
 def test_a_refresh_touches_neither_codec_nor_clock(stt):
@@ -256,13 +258,11 @@ def alone(model, sound, seed=0, **settings):
     return Transcriber(model, seed, **settings).feed(sound)
 
 
-def nearly(events):
-    """Events whose probabilities may differ in what a product of several rows rounds otherwise."""
-    near = {name: lambda value: pytest.approx(value, abs=1e-5) for name in ("pauses", "pause")}
-    return [
-        event._replace(**{name: of(getattr(event, name)) for name, of in near.items() if hasattr(event, name)})
-        for event in events
-    ]
+def check_same(events, others):
+    """The same tokens, words and times; probabilities as near as sums of another order are."""
+    assert [event[:3] for event in events] == [event[:3] for event in others]
+    both = [[(*step.pauses, step.pause) for step in steps_of(side)] for side in (events, others)]
+    np.testing.assert_allclose(*both, atol=1e-5)
 
 
 def test_rows_equal_rows_alone_whoever_comes_and_goes(either):
@@ -287,10 +287,10 @@ def test_rows_equal_rows_alone_whoever_comes_and_goes(either):
         heard["anna"] += events[anna]
         heard["bert"] += events.get(bert, []) if n >= 5 else []
         heard["cleo"] += events.get(cleo, []) if 14 <= n < 30 else []
-    assert heard["anna"] == nearly(alone(either, first))
+    check_same(heard["anna"], alone(either, first))
     count = bert.frames - bert_prefix(either)
-    assert heard["bert"] == nearly(alone(either, second[: count * SIZE], 7, temperature=0.9, top_k=20))
-    assert heard["cleo"] == nearly(alone(either, third[: 16 * SIZE]))
+    check_same(heard["bert"], alone(either, second[: count * SIZE], 7, temperature=0.9, top_k=20))
+    check_same(heard["cleo"], alone(either, third[: 16 * SIZE]))
 
 
 def bert_prefix(model):
@@ -313,15 +313,15 @@ def test_who_is_flushed_refreshed_or_reset_touches_nobody_else(stt):
         events += step[anna]
         if n >= 12:
             after += step[bert]
-    assert events == nearly(alone(stt, sound))
-    assert after == nearly(alone(stt, other[12 * SIZE :], 5))
+    check_same(events, alone(stt, sound))
+    check_same(after, alone(stt, other[12 * SIZE :], 5))
 
 
 def test_a_place_that_broke_is_whole_again(stt):
     people = Transcribers(stt, 1)
     row = people.join()
     people.step({row: noise(1)})
-    people._state["temporal"]["layers"][0]["pairs"] += mx.inf
+    people._state["temporal"]["layers"][0]["keys"] += mx.inf
     people.step({row: noise(1)})
     row = people.reset(row)
     sound = noise(6)
@@ -384,7 +384,7 @@ def test_what_is_no_sound(stt, sound):
         Transcriber(stt).feed(sound)
 
 
-@pytest.mark.parametrize("codes", [np.zeros((7, 3), int), np.full((8, 3), 48), np.full((8, 1), -2), np.zeros((8, 1))])
+@pytest.mark.parametrize("codes", [np.zeros((7, 3), int), np.full((8, 3), 32), np.full((8, 1), -2), np.zeros((8, 1))])
 def test_what_are_no_codes(stt, codes):
     with pytest.raises(InputError, match="codes"):
         Transcriber(stt).feed_codes(codes)

@@ -183,7 +183,7 @@ def test_standard_input_and_output_in_processes():
         (["."], "is a folder"),
         (["in.wav", "--output", "out.doc"], "out.doc: a transcript is .txt, .srt or .json"),
         (["in.wav", "--output", "no/out.txt"], "there is no folder no"),
-        (["in.wav", "--codebooks", "9"], "9 codebooks, expected 1 to 8"),
+        (["in.wav", "--codebooks", "9"], "got 9, expected at most the 8 that this model hears"),
         (["in.wav", "--context", "25"], "context: got 25, expected 1 to 24"),
     ],
 )
