@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def _interrupt_at(monkeypatch, count, after):
         monkeypatch.setattr(module, name, call)
 
     for module, name in (
-        (os, "mkdir"), (os, "rename"), (os, "replace"), (os, "fsync"), (os, "unlink"), (folders.shutil, "rmtree"),
+        (os, "mkdir"), (os, "rename"), (os, "replace"), (os, "fsync"), (os, "unlink"), (shutil, "rmtree"),
         (folders, "_exchange"), (folders, "_take_place"), (Path, "rename"), (Path, "mkdir"),
     ):  # fmt: skip
         wrap(module, name)
@@ -105,7 +106,7 @@ def _interrupt_at(monkeypatch, count, after):
 
 
 KILLED = """
-import os, signal, sys
+import os, shutil, signal, sys
 from pathlib import Path
 from moshi_mlx.checkpoints.disk import folders
 path, name, count, once = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "1"
@@ -122,7 +123,7 @@ def wrap(owner, name):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
     setattr(owner, name, call)
-wrap({"rename": Path, "rmtree": folders.shutil, "_exchange": folders}[name], name)
+wrap({"rename": Path, "rmtree": shutil, "_exchange": folders}[name], name)
 with folders.new_folder(path, True) as folder:
     folders.write_small(folder / "config.json", b"new")
     folders.write_small(folder / "a.safetensors", b"new" * 100)

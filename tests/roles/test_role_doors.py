@@ -50,7 +50,11 @@ def step_exported(model, folder):
 def served(model, path, folder):
     arguments = serving.parse(["--model", str(path), "--slots", "1"])
     batch = make_batch(arguments, lambda line: None)
-    batch.step({batch.join(): np.zeros(batch.frame_size, np.float32)})
+    if model.config.role == "speaker":
+        batch.join(())
+        batch.step()
+    else:
+        batch.step({batch.join(): np.zeros(batch.frame_size, np.float32)})
 
 
 def command(main, *arguments):
@@ -119,7 +123,7 @@ DOORS = {
     "speakers": (("speaker",), lambda model, path, folder: model.speakers(1, progress=False)),
     "export": (BOTH, lambda model, path, folder: export(path, folder / "bundle")),
     "export_step": (BOTH, lambda model, path, folder: step_exported(model, folder)),
-    "serve": (BOTH, served),
+    "serve": (tuple(ROLES), served),
     "local": (("dialogue",), locally),
     "moshi_mlx.translate": (("translator",), translated),
     "moshi_mlx.transcribe": (("transcriber",), written_down),

@@ -204,7 +204,7 @@ def test_a_refreshed_memory_is_that_of_the_last_frames_alone(stt):
     assert int(found["offset"][0]) == int(state["temporal"]["offset"][0]) == 7
     for ours, theirs in zip(found["layers"], state["temporal"]["layers"], strict=True):
         for name, ring in ours.items():
-            np.testing.assert_allclose(np.array(ring), np.array(theirs[name])[:, :, :7], atol=1e-5)
+            np.testing.assert_allclose(np.array(ring), np.array(theirs[name])[..., :7, :], atol=1e-5)
 
 
 def test_a_refresh_touches_neither_codec_nor_clock(stt):
@@ -321,7 +321,7 @@ def test_a_place_that_broke_is_whole_again(stt):
     people = Transcribers(stt, 1)
     row = people.join()
     people.step({row: noise(1)})
-    people._state["temporal"]["layers"][0]["keys"] += mx.inf
+    people._state["temporal"]["layers"][0]["pairs"] += mx.inf
     people.step({row: noise(1)})
     row = people.reset(row)
     sound = noise(6)

@@ -10,6 +10,7 @@ from serving import EchoBatch
 import moshi_mlx.serve.__main__ as command
 
 command.make_batch = lambda arguments, say: EchoBatch(int(arguments.slots))
+command.role_of = lambda arguments: "dialogue"
 
 if __name__ == "__main__":
     sys.exit(command.main())

@@ -75,7 +75,7 @@ def test_the_line_and_a_full_house():
                 status, _, body = await get(address, "/health")
                 assert (status, json.loads(body)) == (
                     200,
-                    {"status": "ok", "model": "echo", "slots": 1, "free": 0, "waiting": 1},
+                    {"status": "ok", "model": "echo", "role": "dialogue", "slots": 1, "free": 0, "waiting": 1},
                 )
                 assert second.kinds == []
                 await first.ws.close()

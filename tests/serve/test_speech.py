@@ -149,7 +149,7 @@ def test_several_people_are_heard_as_each_alone():
 
 def test_who_comes_when_all_slots_are_taken_is_told_in_words():
     async def scene():
-        async with transcribing(1, queue=0) as (house, address), visit(address, "/api/asr-streaming") as client:
+        async with transcribing(1, queue=0) as (_, address), visit(address, "/api/asr-streaming") as client:
             await client.read()
             async with visit(address, "/api/asr-streaming") as other:
                 refused = await other.read()

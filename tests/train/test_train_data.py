@@ -423,7 +423,7 @@ def test_tokens_that_the_model_has_no_row_for_are_never_prepared(model, tmp_path
     from types import SimpleNamespace
 
     config = SimpleNamespace(
-        vocab_size=model.config.vocab_size, audio_vocab_size=model.config.audio_vocab_size,
+        role="dialogue", vocab_size=model.config.vocab_size, audio_vocab_size=model.config.audio_vocab_size,
         silent_text_tokens=(0, model.config.vocab_size) if field == "vocab_size" else (0, 3),
         audio_encoder_config=SimpleNamespace(codebook_size=model.config.audio_vocab_size + (field == "codebook")),
     )  # fmt: skip
