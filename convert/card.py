@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,8 +71,11 @@ def run_line(role: str, model: str) -> str:
     return f"python -m moshi_mlx.{KINDS[role][1]}{GIVEN[role]} --model {model}"
 
 
-def card(layout: str, origin: Origin, quantized: dict[str, Quantization | None], role: str = "dialogue") -> str:
-    """README.md with the front matter that the hub reads."""
+def card(
+    layout: str, origin: Origin, quantized: dict[str, Quantization | None], role: str = "dialogue",
+    about: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """README.md with the front matter that the hub reads; `about` are lines of what the model is."""
     kinds = sorted({str(kind) for kind in quantized.values() if kind})
     front = [f"license: {origin.licence or 'other'}"]
     if origin.base_model:
@@ -93,6 +97,7 @@ def card(layout: str, origin: Origin, quantized: dict[str, Quantization | None],
         f"# {'Moshi' if role == 'dialogue' else f'A {name}'} in the {LAYOUTS[layout]} layout", "",
         f"{what}: the weights{of} in the {LAYOUTS[layout]} layout, "
         f"{'quantized: ' + '; '.join(kinds) if kinds else 'not quantized'}. Written by `moshi_mlx.convert`.", "",
+        *(f"- {line}" for line in about), *([""] if about else []),
         "## Run", "", "```sh", run, "```", "",
         "## Licence", "", licence, "",
     ])  # fmt: skip

@@ -26,7 +26,7 @@ from moshi_mlx.terminal.arguments import Parser
 from moshi_mlx.terminal.progress import progress
 from moshi_mlx.terminal.sizes import size
 
-from . import card, comparing, inspecting, pipeline, recipes
+from . import card, comparing, describing, inspecting, pipeline, recipes
 from .pipeline import Options, Outcome
 
 PROGRAM = "moshi_mlx.convert"
@@ -150,7 +150,8 @@ def convert(arguments: argparse.Namespace) -> int:
         folders.refuse_inside(path, *_read_files(source, options))
     outcome = pipeline.prepare(source, options)
     origin = card.origin_of(arguments.hf_path, source.folder)
-    text = card.card(arguments.to, origin, outcome.quantized, source.config.role)
+    about = describing.lines(source.config, source.model_id)
+    text = card.card(arguments.to, origin, outcome.quantized, source.config.role, about)
     plan = outcome.plan._replace(small={"README.md": text.encode(), **outcome.plan.small})
     outcome = outcome._replace(plan=plan)
     if arguments.dry_run:

@@ -20,6 +20,7 @@ from moshi_mlx.terminal.arguments import Parser
 from moshi_mlx.terminal.progress import progress
 from moshi_mlx.terminal.sizes import size
 
+from . import describing
 from .card import run_line
 
 READ_BYTES = 2**22
@@ -103,7 +104,7 @@ def _earlier(checkpoint: Checkpoint) -> str:
 
 def describe(checkpoint: Checkpoint) -> list[str]:
     """Layout, sizes, types and bits, as lines."""
-    config, depth = checkpoint.config, checkpoint.config.depth_decoder_config
+    config = checkpoint.config
     tensors = checkpoint.language.tensors
     types = sorted({t.info.dtype for n, t in tensors.items() if t.info.dtype in FLOATS})
     count = sum(_weights(checkpoint, name) for name in tensors)
@@ -112,11 +113,10 @@ def describe(checkpoint: Checkpoint) -> list[str]:
     return [
         f"layout: {LAYOUTS[checkpoint.layout]}",
         *_personas(checkpoint),
-        f"temporal transformer: {config.num_hidden_layers} layers of {config.hidden_size}, "
-        f"{config.num_attention_heads} heads, context {config.sliding_window}",
-        f"depth decoder: {_steps(checkpoint)}, {depth.num_hidden_layers} layers of {depth.hidden_size}",
-        f"streams: text of {config.vocab_size}, {len(config.audio_delays)} of sound of {config.audio_vocab_size}, "
-        f"delays {list(config.audio_delays)}",
+        *describing.role_lines(config, checkpoint.model_id),
+        describing.temporal_line(config),
+        describing.depth_line(config, _steps(checkpoint)),
+        describing.streams_line(config),
         f"language model: {count:,} weights, {', '.join(types)}, {size(sum(t.info.nbytes for t in tensors.values()))}",
         f"codec: {codec.num_quantizers} codebooks of {codec.codebook_size}, {size(sum(t.info.nbytes for t in mimi))}",
         *(f"bits: {line}" for line in bits_lines(checkpoint.quantized) or ["not quantized"]),

@@ -258,7 +258,8 @@ def save(
     tokenizer = model.tokenizer.serialized_model_proto() if model.tokenizer is not None else None
     mimi = tensors(mimi_tensors_of(model.audio_encoder))
     voices = model.voices.files() if model.voices is not None else {}
-    contents = Contents(model.config, mimi, tokenizer, model.sampling_defaults, {}, model.voices is not None, voices)
+    of = model.voices is not None
+    contents = Contents(model.config, mimi, tokenizer, model.sampling_defaults, model.model_id, of, voices)
     if layout == "mlx":
         infos = {name: tensor.info for name, tensor in language.items()}
         kinds = quantization.of_all(infos, language_shapes(model.config), str(path))

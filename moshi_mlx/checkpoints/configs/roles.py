@@ -6,7 +6,7 @@ from typing import Any
 
 from ...errors import ConfigError, brief, require
 from ...models.conditions_config import ConditionConfig
-from .keys import Keys
+from .keys import Keys, made
 
 KINDS = {"hibiki": "translator", "stt": "transcriber", "tts": "speaker"}
 """The roles of model types; any other has dialogue, or says by its streams what it is."""
@@ -71,7 +71,7 @@ def _conditions(keys: Keys) -> tuple[ConditionConfig, ...]:
             inner.expect(tokenizer="noop")
         inner.ignore("init_scale")
         inner.finish()
-        found.append(ConditionConfig(name, dim, values, bins))
+        found.append(made(ConditionConfig, {"name": name, "dim": dim, "values": values, "bins": bins}, keys.where))
     return tuple(found)
 
 
