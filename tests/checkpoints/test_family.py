@@ -10,14 +10,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from family import FAMILY, KINDS
+from helpers import GOLDENS
 from published import CONFIGS
 
 import moshi_mlx
 from moshi_mlx import CheckpointError, ConfigError, MoshiConfig, MoshiError
-from moshi_mlx.checkpoints.configs import kyutai_config, roles
+from moshi_mlx.checkpoints.configs import huggingface_config, kyutai_config, roles
+from moshi_mlx.checkpoints.configs.keys import made
 from moshi_mlx.checkpoints.finding import config_of_keys
 from moshi_mlx.checkpoints.reading import sampling_defaults
 from moshi_mlx.checkpoints.safetensors import read_header
+from moshi_mlx.models.config import MoshiConfig as Sizes
 
 HERE = Path("somewhere")
 
@@ -239,6 +242,15 @@ def test_junk_in_any_place_is_an_error_or_a_config(name):
     wrong = [case for case in named if "config.json" not in case[2] or "\n" in case[2]]
     assert not wrong
     assert len(named) > 500
+
+
+def test_junk_in_any_place_of_hugging_faces_config():
+    values = json.loads((GOLDENS / "moshi_tiny_hf" / "config.json").read_text())
+    for path in places(values):
+        for junk in (*JUNK, None, -(10**400), 10**400):
+            with contextlib.suppress(MoshiError):
+                fields = huggingface_config.moshi_fields(with_junk(values, path, junk), "config.json")
+                made(Sizes, fields, "config.json")
 
 
 NULLS = {"conditioners": "Hibiki-Zero 3B", "fuser": "Hibiki-Zero 3B", "stt_config": "Hibiki 1B",
