@@ -10,14 +10,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from family import FAMILY, KINDS
+from helpers import GOLDENS
 from published import CONFIGS
 
 import moshi_mlx
 from moshi_mlx import CheckpointError, ConfigError, MoshiConfig, MoshiError
-from moshi_mlx.checkpoints.configs import kyutai_config, roles
+from moshi_mlx.checkpoints.configs import huggingface_config, kyutai_config, roles
+from moshi_mlx.checkpoints.configs.keys import made
 from moshi_mlx.checkpoints.finding import config_of_keys
 from moshi_mlx.checkpoints.reading import sampling_defaults
 from moshi_mlx.checkpoints.safetensors import read_header
+from moshi_mlx.models.config import MoshiConfig as Sizes
 
 HERE = Path("somewhere")
 
@@ -178,6 +181,7 @@ WRONG = [
     *wrong("model_type", "STT 1B", "tts", "hibiki"),
     *wrong("model_type", "TTS 1.6B", "stt", "hibiki"),
     *wrong("model_type", "Hibiki 1B", "stt", "tts", 3, ["hibiki"]),
+    *wrong("conditioners", "Hibiki 1B", {"reference_with_time": {"type": "multi_arc_encoder"}}),
     *wrong("rag_token_id", "Hibiki 1B", 4),
     *wrong("xa_gating", "TTS 1.6B", "sigmoid"),
 ]
@@ -206,6 +210,47 @@ def test_a_wrong_value_is_named(base, key, value):
     assert any(name in text for name in (key, *ALSO.get(key, ())))
     assert "\n" not in text
     assert len(text) < 600
+
+
+def places(values, path=()):
+    """The path of every key and item, however deep."""
+    for key in values if isinstance(values, dict) else range(len(values)):
+        yield (*path, key)
+        if isinstance(values[key], (dict, list)):
+            yield from places(values[key], (*path, key))
+
+
+def with_junk(values, path, junk):
+    values = json.loads(json.dumps(values))
+    place = values
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = junk
+    return values
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_junk_in_any_place_is_an_error_or_a_config(name):
+    """Never another exception, and the message is one line that names the file."""
+    named = []
+    for path in places(CONFIGS[name]):
+        for junk in (*JUNK, None, -(10**400), [{}], {"": {}}):
+            try:
+                config_of_keys(HERE, with_junk(CONFIGS[name], path, junk), HERE / "config.json")
+            except (ConfigError, CheckpointError) as error:
+                named.append((path, junk, str(error)))
+    wrong = [case for case in named if "config.json" not in case[2] or "\n" in case[2]]
+    assert not wrong
+    assert len(named) > 500
+
+
+def test_junk_in_any_place_of_hugging_faces_config():
+    values = json.loads((GOLDENS / "moshi_tiny_hf" / "config.json").read_text())
+    for path in places(values):
+        for junk in (*JUNK, None, -(10**400), 10**400):
+            with contextlib.suppress(MoshiError):
+                fields = huggingface_config.moshi_fields(with_junk(values, path, junk), "config.json")
+                made(Sizes, fields, "config.json")
 
 
 NULLS = {"conditioners": "Hibiki-Zero 3B", "fuser": "Hibiki-Zero 3B", "stt_config": "Hibiki 1B",

@@ -116,7 +116,9 @@ def _derived_rate(fields: Mapping[str, Any]) -> float:
     """What transformers makes of a frame rate that is not said: two positions of the transformers to a frame."""
     rate, ratios = fields.get("sampling_rate", 24000), fields.get("upsampling_ratios", (8, 6, 5, 4))
     hop = prod(ratios)
-    return rate / (2 * hop) if hop > 0 and rate < 2**31 else 12.5  # the codec's own config says what is wrong with them
+    return (
+        rate / (2 * hop) if hop > 0 and 0 < rate < 2**31 else 12.5
+    )  # the codec's own config says what is wrong with them
 
 
 def _same_names(keys: Keys, table: dict[str, type]) -> dict[str, Any]:

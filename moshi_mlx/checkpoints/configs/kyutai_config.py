@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import brief, require
+from ...models.checks import MOST_OF_A_SIZE
 from . import roles
 from .codec_keys import whole
 from .keys import Keys
@@ -19,7 +20,7 @@ def moshi_fields(values: Mapping[str, Any], where: str, kind: str = "") -> dict[
     `kind` is its model_type, "" where it has none.
     """
     keys = Keys(values, where)
-    dim, dep_q, n_q = keys.take("dim", int), keys.take("dep_q", int), keys.take("n_q", int)
+    dim, dep_q, n_q = _width(keys, "dim"), keys.take("dep_q", int), keys.take("n_q", int)
     delays = keys.numbers("delays")
     require(
         0 <= dep_q <= n_q and n_q >= 1,
@@ -103,6 +104,14 @@ def text_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return fields
 
 
+def _width(keys: Keys, key: str) -> int:
+    """A width that may be multiplied; what else is wrong with it the config says."""
+    value: int = keys.take(key, int)
+    good = abs(value) <= MOST_OF_A_SIZE
+    require(good, f"{keys.where}: key {key!r} is {brief(value)}, expected 1 to {MOST_OF_A_SIZE}")
+    return value
+
+
 def _shared(keys: Keys, heads: int, repeat: int, key: str) -> int:
     """Key and value heads, each of which `repeat` query heads share."""
     require(
@@ -127,7 +136,7 @@ def _gated_ffn_dim(dim: int, dim_feedforward: int) -> int:
 def _depth_fields(
     keys: Keys, input_size: int, dep_q: int, common: dict[str, Any], hidden_scale: float, repeat: int
 ) -> dict[str, Any]:
-    dim = keys.take("depformer_dim", int)
+    dim = _width(keys, "depformer_dim")
     heads = keys.take("depformer_num_heads", int)
     feedforward = keys.take("depformer_dim_feedforward", int, None)
     schedule = keys.numbers("depformer_weights_per_step_schedule", None)
