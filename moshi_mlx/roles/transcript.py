@@ -75,8 +75,7 @@ class Transcript:
         elif isinstance(event, Pause):
             self._paused = event.start
         elif isinstance(event, EndPause):
-            self.pauses.append((0.0 if self._paused is None else self._paused, event.stop))
-            self._paused = None
+            self._end_pause(0.0 if self._paused is None else self._paused, event.stop)
 
     def _add_word(self, word: Word) -> None:
         if word.joined and self.words:
@@ -86,12 +85,17 @@ class Transcript:
             said = Said(word.text, word.start, 0.0)
         self.words.append(said._replace(end=_latest_end(said)))
 
+    def _end_pause(self, start: float, stop: float) -> None:
+        """One within silence that was put between took no time, and is none."""
+        self._paused = None
+        if start < stop:
+            self.pauses.append((start, stop))
+
     def finish(self, seconds: float) -> None:
         """The sound has ended, after so many seconds: so have its last word and its last pause."""
         self.seconds = round(seconds, 3)
         if self._paused is not None:
-            self.pauses.append((self._paused, self.seconds))
-            self._paused = None
+            self._end_pause(self._paused, self.seconds)
         if self.words:
             last = self.words[-1]
             self.words[-1] = last._replace(end=max(last.start, min(last.end, self.seconds)))

@@ -50,7 +50,7 @@ def test_a_long_word_lasts_longer_and_none_lasts_beyond_the_sound():
 
 def test_pauses():
     transcript = Transcript()
-    for event in (EndPause(0.8), Pause(3.0), EndPause(4.5), Pause(6.0)):
+    for event in (EndPause(0.8), Pause(3.0), EndPause(4.5), Pause(5.0), EndPause(5.0), Pause(6.0)):
         transcript.add(event)
     transcript.finish(7.04)
     assert transcript.pauses == [(0.0, 0.8), (3.0, 4.5), (6.0, 7.04)]
