@@ -19,6 +19,7 @@ def run(durations, seconds, user=0.3, reply=0.3, phase=0.007, **settings):
 # Simulated model times: nothing here sleeps
 
 
+@pytest.mark.slow
 @PHASES
 def test_sixty_ms_drops_nothing_in_ten_minutes(phase):
     simulation, rows = run(lambda now: 0.06, 600, phase=phase)

@@ -231,6 +231,7 @@ def test_growths_are_the_frames_that_find_the_ring_full():
     assert [(each.frame, each.slots, each.extra) for each in found] == [(255, 512, 1.5), (511, 600, 1.5)]
 
 
+@pytest.mark.slow
 def test_growth_command_plays_through_every_growth(checkpoint, tmp_path, capsys, monkeypatch):
     files = {name: tmp_path / f"growth.{name}" for name in ("json", "png")}
     arguments = ["--checkpoint", checkpoint(context=300), "--json", files["json"], "--plot", files["png"]]

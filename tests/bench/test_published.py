@@ -42,6 +42,7 @@ def test_parts_are_those_that_a_model_has():
     assert set(dispatches.of_parts(weightless(cases.config_of("stt-1b"), 4))) == {"encode", "language", "frame"}
 
 
+@pytest.mark.slow
 def test_people_a_chip():
     table = people.of_family(["M2 Pro"])
     assert all(size in table for size in PUBLISHED)

@@ -253,6 +253,7 @@ def test_every_key_of_kyutais_configs(checkpoint, file, value):
     _try_every_key(folder, folder / file, value)
 
 
+@pytest.mark.slow  # a model is read for every key
 @pytest.mark.parametrize("value", WRONG, ids=repr)
 def test_every_key_of_hugging_faces_config(hugging, value):
     _try_every_key(hugging, hugging / "config.json", value)

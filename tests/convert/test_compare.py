@@ -111,6 +111,7 @@ def test_compare_says_what_is_wrong(checkpoint, speech, tmp_path, capsys, monkey
     assert "no picture: that needs pip install 'moshi-duplex[plot]'" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_answer_is_heard_too(checkpoint, speech, tmp_path, capsys):
     """Silence after the question: what a copy says there counts, and it may be as long as is asked for."""
     a = str(checkpoint())

@@ -704,6 +704,7 @@ def test_a_disk_that_fills_up_is_one_line(model, sound, capsys, writer, monkeypa
     assert os.listdir() == ["in.wav"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full", "| true", "2>&1 | head -c 1"]
 )

@@ -103,7 +103,7 @@ def test_conditions_change_what_is_said_and_the_usual_one_does_not(hibiki):
     assert others[0] != others[1]
 
 
-@pytest.mark.parametrize("kv_bits", [None, 8])
+@pytest.mark.parametrize("kv_bits", [None, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("guidance", [None, 3])
 def test_rows_of_a_batch_are_conversations_alone(guidance, kv_bits):
     model = loaded("hibiki") if kv_bits is None else wide()

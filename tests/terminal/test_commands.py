@@ -39,6 +39,7 @@ def test_an_unknown_command_is_one_line():
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_has_a_version_and_a_completion(command):
     assert run("moshi_mlx", command, "--version").stdout == f"moshi_mlx {VERSION}\n"
