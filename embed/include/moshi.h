@@ -123,14 +123,15 @@ MOSHI_API uint64_t moshi_nonfinite_samples(const moshi_conversation *talk);
 
 /* Called once a frame with the sampled text token, before the sound is made, on the thread that does MLX's work: it
    returns another token to say that instead, MOSHI_KEEP, or MOSHI_FAIL to end the call to moshi_step with an error (the
-   frame then counts as spoken with the sampled token). It may call anything but functions of its own conversation. */
+   frame then counts as spoken with the sampled token). It may call anything but functions of its own conversation, and
+   it throws nothing. */
 #define MOSHI_KEEP (-1)
 #define MOSHI_FAIL (-2)
 typedef int32_t (*moshi_on_text)(int32_t token, void *context);
 MOSHI_API moshi_status moshi_set_on_text(moshi_conversation *talk, moshi_on_text hook, void *context);
 
-/* Write a conversation between two frames to a file, and go on from it later, with the same bundle. The file is there
-   whole or not at all. */
+/* Write a conversation between two frames to a file, and go on from it later, with the same bundle; the hook is set
+   anew. The file is there whole or not at all. */
 MOSHI_API moshi_status moshi_save(moshi_conversation *talk, const char *path);
 MOSHI_API moshi_status moshi_restore(moshi_model *model, const char *path, moshi_conversation **talk);
 
