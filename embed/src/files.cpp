@@ -54,7 +54,9 @@ void write_file(const std::string& path, std::string_view data, moshi_status sta
   if (!stat(path.c_str(), &there) && !S_ISREG(there.st_mode) && !S_ISDIR(there.st_mode))  // a folder refuses by itself
     fail(status, path, ": is a device or a pipe, expected a file");
   std::string partial = path + ".partial";
-  auto file = open(partial, "wb", status);
+  errno = 0;
+  File file(fopen(partial.c_str(), "wb"));
+  if (!file) fail_system(status, path);
   bool whole = fwrite(data.data(), 1, data.size(), file.get()) == data.size() && !fflush(file.get());
   if (fclose(file.release())) whole = false;
   if (whole && !rename(partial.c_str(), path.c_str())) return;
