@@ -2,8 +2,8 @@
 
    What runs is a bundle (python -m moshi_mlx.export CHECKPOINT FOLDER) beside the published weights. Every function
    that can fail returns a moshi_status; moshi_error() has the words. Nothing here throws, aborts or exits. Any function
-   may be called from any thread; MLX's work is done on a thread of the model's own. A conversation takes one call at a
-   time, and calls to several conversations of a model are done one after the other.
+   may be called from any thread; MLX's work is done on a thread of the library's own. A conversation takes one call at a
+   time, and calls to several conversations and models are done one after the other.
 
      moshi_model *model;
      moshi_conversation *talk;
@@ -50,7 +50,7 @@ MOSHI_API const char *moshi_error(void);
 
 typedef struct {
   size_t size;         /* of this struct, as moshi_load_defaults() sets it */
-  int32_t own_thread;  /* 1: a thread of the model's own; 0: the calling thread, which then must be one at a time */
+  int32_t own_thread;  /* 1: the library's own thread; 0: the calling one: one at a time, of all that use MLX */
   int32_t warm_up;     /* 1: run a frame and prepare every cache size now, so that no frame waits for it later */
   uint64_t cache_bytes;  /* what MLX keeps of freed memory (process-wide); default 512 MB, take 64 MB on a phone */
   uint64_t memory_bytes; /* MLX's memory limit (process-wide); 0: MLX's own */
@@ -123,14 +123,15 @@ MOSHI_API uint64_t moshi_nonfinite_samples(const moshi_conversation *talk);
 
 /* Called once a frame with the sampled text token, before the sound is made, on the thread that does MLX's work: it
    returns another token to say that instead, MOSHI_KEEP, or MOSHI_FAIL to end the call to moshi_step with an error (the
-   frame then counts as spoken with the sampled token). It may call anything but functions of its own conversation. */
+   frame then counts as spoken with the sampled token). It may call anything but functions of its own conversation, and
+   it throws nothing. */
 #define MOSHI_KEEP (-1)
 #define MOSHI_FAIL (-2)
 typedef int32_t (*moshi_on_text)(int32_t token, void *context);
 MOSHI_API moshi_status moshi_set_on_text(moshi_conversation *talk, moshi_on_text hook, void *context);
 
-/* Write a conversation between two frames to a file, and go on from it later, with the same bundle. The file is there
-   whole or not at all. */
+/* Write a conversation between two frames to a file, and go on from it later, with the same bundle; the hook is set
+   anew. The file is there whole or not at all. */
 MOSHI_API moshi_status moshi_save(moshi_conversation *talk, const char *path);
 MOSHI_API moshi_status moshi_restore(moshi_model *model, const char *path, moshi_conversation **talk);
 

@@ -51,12 +51,17 @@ void check_given(const T* given, const char* name) {
   if (!given) fail(MOSHI_BAD_ARGUMENT, name, ": got NULL");
 }
 
+void check_path(const char* given, const char* name) {
+  check_given(given, name);
+  if (!*given) fail(MOSHI_BAD_ARGUMENT, name, ": got an empty path");
+}
+
 // A struct of an app that was built against an older header ends earlier: what it lacks keeps its default.
 template <class T>
 T read_options(const T* given, T defaults, const char* name) {
   if (!given) return defaults;
   if (given->size < sizeof(size_t) || given->size > sizeof(T))
-    fail(MOSHI_BAD_ARGUMENT, name, ": size is ", given->size, "; begin with the function that gives the defaults");
+    fail(MOSHI_BAD_ARGUMENT, name, ": size is ", given->size, ", expected at most ", sizeof(T), "; begin with the function that gives the defaults, of this library's moshi.h");
   size_t size = given->size;
   memcpy(static_cast<void*>(&defaults), given, size);
   defaults.size = sizeof(T);
@@ -94,7 +99,7 @@ moshi_load_options moshi_load_defaults(void) { return {sizeof(moshi_load_options
 moshi_status moshi_load(const char* bundle, const char* checkpoint, const moshi_load_options* options, moshi_model** model) {
   if (model) *model = nullptr;
   return guarded([&] {
-    check_given(bundle, "bundle"), check_given(checkpoint, "checkpoint"), check_given(model, "model");
+    check_path(bundle, "bundle"), check_path(checkpoint, "checkpoint"), check_given(model, "model");
     auto chosen = read_options(options, moshi_load_defaults(), "options");
     auto made = std::make_shared<Model>(bundle, checkpoint, chosen);
     if (chosen.warm_up) {  // a frame of a conversation that nobody hears: what is compiled at first use, is now
@@ -189,7 +194,7 @@ moshi_status moshi_set_on_text(moshi_conversation* talk, moshi_on_text hook, voi
 moshi_status moshi_save(moshi_conversation* talk, const char* path) {
   std::string saved;
   auto status = on_model(talk, [&](Conversation& c) {
-    check_given(path, "path");
+    check_path(path, "path");
     saved = c.saved();
   });
   return status ? status : guarded([&] { write_file(path, saved, MOSHI_BAD_FILE); });
@@ -198,7 +203,7 @@ moshi_status moshi_save(moshi_conversation* talk, const char* path) {
 moshi_status moshi_restore(moshi_model* model, const char* path, moshi_conversation** talk) {
   if (talk) *talk = nullptr;
   return guarded([&] {
-    check_given(model, "model"), check_given(path, "path"), check_given(talk, "conversation");
+    check_given(model, "model"), check_path(path, "path"), check_given(talk, "conversation");
     auto& m = model->model;
     auto saved = read_file(path, MOSHI_BAD_FILE);
     *talk = begin(m, [&] { return new Conversation(m, path, saved); });

@@ -42,6 +42,8 @@ Bundle::Bundle(const std::string& folder) : folder(folder) {
     if (capacities.back() < 1 || (capacities.size() > 1 && capacities.end()[-2] >= capacities.back())) fail(MOSHI_BAD_BUNDLE, "capacities do not grow");
   }
   if (capacities.empty() || capacities.back() != number("context")) fail(MOSHI_BAD_BUNDLE, "capacities do not end with the context");
+  for (std::string all = has("fingerprints") ? words("fingerprints") : ""; !all.empty();) fingerprints.push_back(word(all));
+  if (has("fingerprints") && fingerprints.size() != weights.size()) fail(MOSHI_BAD_BUNDLE, "manifest: expected a fingerprint of each file of weights");
   auto table = files_.find("text.bin");
   if (table == files_.end()) fail(MOSHI_BAD_BUNDLE, folder, ": text.bin is missing");
   read_text(table->second);

@@ -30,6 +30,7 @@ class Bundle {
   uint32_t id = 0;                    // another bundle has another
   std::vector<int> capacities;        // sizes of the attention cache, the last is the context
   std::vector<std::string> weights;   // files of the checkpoint
+  std::vector<std::string> fingerprints;  // of each, in a bundle that has them
   std::vector<Published> published;   // their tensors, in the order that `prepare` takes them
   std::vector<std::string> pieces;    // what each text token prints
   size_t small, temporal, encoder, decoder, parameters;  // how many arrays each part of the state has

@@ -34,6 +34,7 @@ void Conversation::check_idle() const {
 }
 
 void Conversation::begin() {
+  broken_ = true;  // until all of it is there
   small_.clear(), temporal_.clear(), encoder_.clear(), decoder_.clear();  // freed before its successor is made
   auto& bundle = model_->bundle;
   auto state = model_->fresh();
@@ -45,7 +46,6 @@ void Conversation::begin() {
   key_ = {mx::array(key, {1, 2})};
   utf8_ = {}, pending_.clear();
   capacity_ = bundle.capacities[0];
-  broken_ = true;
   if (model_->one_ring()) grow_to_last();
   prime();
   broken_ = false;
@@ -129,11 +129,12 @@ moshi_frame Conversation::advance(const mx::array& given, bool sound) {
   if (sound) encoder_ = part(heard, 2 + bundle.small + bundle.temporal, bundle.encoder);
   auto drawn = choose_text(heard[0]);
   int32_t chosen = MOSHI_KEEP;
+  std::string why = "failed";
   if (hook_) {
     Arrays all = heard;
     append(all, drawn);
     mx::eval(all);
-    chosen = ask_hook(drawn[0].item<int32_t>());
+    chosen = ask_hook(drawn[0].item<int32_t>(), why);
     if (chosen >= 0 && size_t(chosen) < bundle.pieces.size()) drawn[0] = mx::array(&chosen, {1});
   }
   Arrays y{drawn[0], heard[1]};
@@ -150,7 +151,7 @@ moshi_frame Conversation::advance(const mx::array& given, bool sound) {
   positions_++;
   broken_ = false;
   auto said = frame(spoken, drawn[0].item<int32_t>());
-  if (chosen == MOSHI_FAIL) fail(MOSHI_FAILED, "on_text: failed");
+  if (chosen == MOSHI_FAIL) fail(MOSHI_FAILED, "on_text: ", why);
   if (chosen < MOSHI_FAIL || chosen >= int32_t(bundle.pieces.size()))
     fail(MOSHI_BAD_ARGUMENT, "on_text: returned ", chosen, ", expected a text token from 0 to ", bundle.pieces.size() - 1, ", or MOSHI_KEEP");
   return said;
@@ -162,9 +163,16 @@ Arrays Conversation::choose_text(const mx::array& logits) {
   return voice_->draw(x);
 }
 
-int32_t Conversation::ask_hook(int32_t token) {
+// A hook in C++ may throw in spite of what moshi.h says; the conversation goes on as after MOSHI_FAIL.
+int32_t Conversation::ask_hook(int32_t token, std::string& why) {
   asking_ = true;
-  int32_t chosen = hook_(token, context_);
+  int32_t chosen = MOSHI_FAIL;
+  try {
+    chosen = hook_(token, context_);
+  } catch (const std::exception& error) {
+    why = error.what();
+  } catch (...) {
+  }
   asking_ = false;
   return chosen;
 }

@@ -35,7 +35,7 @@ class Conversation {
   void grow_to_last();
   moshi_frame advance(const mx::array& given, bool sound);
   Arrays choose_text(const mx::array& logits);
-  int32_t ask_hook(int32_t token);
+  int32_t ask_hook(int32_t token, std::string& why);
   moshi_frame frame(const Arrays& spoken, int32_t token);
 
   std::shared_ptr<Model> model_;

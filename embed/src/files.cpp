@@ -6,6 +6,8 @@
 #include <cstring>
 #include <memory>
 
+#include <sys/stat.h>
+
 #include "graph.hpp"
 #include "json.hpp"
 
@@ -19,7 +21,10 @@ using File = std::unique_ptr<FILE, Close>;
 constexpr uint64_t kMostHeader = 100'000'000;
 
 [[noreturn]] void fail_system(moshi_status status, const std::string& path) {
-  fail(status, path, ": ", errno ? strerror(errno) : "cannot be read");
+  const char* expected = status == MOSHI_BAD_BUNDLE       ? "; expected a bundle (python -m moshi_mlx.export CHECKPOINT FOLDER writes one)"
+                         : status == MOSHI_BAD_CHECKPOINT ? "; expected the weights that the bundle was made of"
+                                                          : "";
+  fail(status, path, ": ", errno ? strerror(errno) : "cannot be read", expected);
 }
 
 File open(const std::string& path, const char* how, moshi_status status) {
@@ -27,6 +32,11 @@ File open(const std::string& path, const char* how, moshi_status status) {
   File file(fopen(path.c_str(), how));
   if (!file) fail_system(status, path);
   return file;
+}
+
+uint64_t size_of(FILE* file, const std::string& path) {
+  if (fseeko(file, 0, SEEK_END)) fail_system(MOSHI_BAD_CHECKPOINT, path);
+  return uint64_t(ftello(file));
 }
 }  // namespace
 
@@ -40,8 +50,13 @@ std::string read_file(const std::string& path, moshi_status status) {
 }
 
 void write_file(const std::string& path, std::string_view data, moshi_status status) {
+  struct stat there;
+  if (!stat(path.c_str(), &there) && !S_ISREG(there.st_mode) && !S_ISDIR(there.st_mode))  // a folder refuses by itself
+    fail(status, path, ": is a device or a pipe, expected a file");
   std::string partial = path + ".partial";
-  auto file = open(partial, "wb", status);
+  errno = 0;
+  File file(fopen(partial.c_str(), "wb"));
+  if (!file) fail_system(status, path);
   bool whole = fwrite(data.data(), 1, data.size(), file.get()) == data.size() && !fflush(file.get());
   if (fclose(file.release())) whole = false;
   if (whole && !rename(partial.c_str(), path.c_str())) return;
@@ -70,6 +85,19 @@ std::string hexadecimal(uint32_t value) {
   char text[9];
   snprintf(text, sizeof text, "%08x", value);
   return text;
+}
+
+std::string fingerprint(const std::string& path) {
+  constexpr uint64_t kSamples = 64, kSample = 4096;
+  auto file = open(path, "rb", MOSHI_BAD_CHECKPOINT);
+  uint64_t size = size_of(file.get(), path);
+  std::string all;
+  char block[kSample];
+  for (uint64_t k = 0; k < kSamples; k++) {
+    if (fseeko(file.get(), off_t(k * (size > kSample ? size - kSample : 0) / (kSamples - 1)), SEEK_SET)) fail_system(MOSHI_BAD_CHECKPOINT, path);
+    all.append(block, fread(block, 1, kSample, file.get()));
+  }
+  return std::to_string(size) + ":" + hexadecimal(crc32(all));
 }
 
 namespace {
@@ -126,8 +154,7 @@ std::map<std::string, Tensor> tensors_in(const std::string& path) {
   if (size > kMostHeader) fail(MOSHI_BAD_CHECKPOINT, path, ": is no safetensors file");
   std::string text(size, '\0');
   if (fread(text.data(), 1, size, file.get()) != size) fail(MOSHI_BAD_CHECKPOINT, path, ": is cut off");
-  if (fseeko(file.get(), 0, SEEK_END)) fail_system(MOSHI_BAD_CHECKPOINT, path);
-  uint64_t whole = uint64_t(ftello(file.get()));
+  uint64_t whole = size_of(file.get(), path);
   try {
     return Header(path, text, whole - 8 - size).read();
   } catch (const Json::Wrong& wrong) {

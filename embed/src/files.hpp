@@ -20,6 +20,8 @@ struct Tensor {
   std::vector<long> shape;
 };
 
+// As moshi_mlx/export/bundle.py makes it: length, and a checksum of blocks spread over the file.
+std::string fingerprint(const std::string& path);
 // The tensors of a file by name; each lies wholly in it. Throws Error(MOSHI_BAD_CHECKPOINT).
 std::map<std::string, Tensor> tensors_in(const std::string& path);
 

@@ -51,6 +51,11 @@ Arrays Model::read_published(const std::string& checkpoint) const {
     if (found->second.dtype != tensor.dtype || found->second.shape != tensor.shape)
       fail(MOSHI_BAD_CHECKPOINT, where, ": tensor ", name, " has another type or shape than when the bundle was made");
   }
+  for (size_t file = 0; file < bundle.fingerprints.size(); file++) {
+    auto where = checkpoint + "/" + bundle.weights[file];
+    if (fingerprint(where) != bundle.fingerprints[file])
+      fail(MOSHI_BAD_CHECKPOINT, where, ": is another file than the bundle was made of; export the bundle of these weights");
+  }
   std::vector<std::unordered_map<std::string, mx::array>> loaded;
   for (auto& name : bundle.weights) loaded.push_back(load_tensors(checkpoint + "/" + name));
   Arrays all;

@@ -51,7 +51,9 @@ void check_settings(const moshi_settings& s) {
   auto heat = [&](const char* name, double value) {
     if (value != 0) check_range(name, value, least, most, "0 or more, within float32's range");
   };
-  auto share = [&](const char* name, double value, double from) { check_range(name, value, from, 1, "a number from 0 to 1"); };
+  auto share = [&](const char* name, double value, double from) {
+    check_range(name, value, from, 1, from > 0 ? "a number above 0, up to 1" : "a number from 0 to 1");
+  };
   heat("temperature", s.temperature), heat("text_temperature", s.text_temperature);
   check_range("top_k", s.top_k, 0, INFINITY, "a whole number from 0"), check_range("text_top_k", s.text_top_k, 0, INFINITY, "a whole number from 0");
   share("top_p", s.top_p, least), share("text_top_p", s.text_top_p, least);

@@ -74,7 +74,8 @@ Conversation::Conversation(std::shared_ptr<Model> model, const std::string& path
   if (id != hexadecimal(bundle.id)) fail(MOSHI_BAD_FILE, path, ": belongs to another bundle");
   check_settings(s);
   auto& sizes = bundle.capacities;
-  if (std::find(sizes.begin(), sizes.end(), capacity_) == sizes.end()) fail(MOSHI_BAD_FILE, path, ": is damaged");
+  bool known = std::find(sizes.begin(), sizes.end(), capacity_) != sizes.end();
+  if (!known || positions_ < 1 || (positions_ > capacity_ && capacity_ != sizes.back())) fail(MOSHI_BAD_FILE, path, ": is damaged");
   nonfinite_ = nonfinite;
   utf8_(unhex(held));
   pending_ = unhex(pending);

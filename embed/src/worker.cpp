@@ -108,6 +108,7 @@ namespace {
 struct Alive {
   std::mutex mutex;
   std::vector<std::shared_ptr<Worker::Core>> cores;
+  std::shared_ptr<Worker::Core> own;  // the library's thread, from its first model until the process ends
 };
 Alive& alive() {
   static auto* all = new Alive;
@@ -132,21 +133,25 @@ void Worker::Core::count() noexcept {
   jobs_done_++;
 }
 
-Worker::Worker(bool own_thread) : core_(std::make_shared<Core>()) {
+Worker::Worker(bool own_thread) {
   std::atexit(end_all);
-  if (process_ends) fail(MOSHI_FAILED, "the process is ending");
-  if (own_thread) core_->start(core_);
   std::lock_guard lock(alive().mutex);
+  if (process_ends) fail(MOSHI_FAILED, "the process is ending");
+  if (own_thread && alive().own) {
+    core_ = alive().own;
+    return;
+  }
+  core_ = std::make_shared<Core>();
+  if (own_thread) core_->start(core_);
   alive().cores.push_back(core_);
+  if (own_thread) alive().own = core_;
 }
 
 Worker::~Worker() {
-  {
-    std::lock_guard lock(alive().mutex);
-    auto& cores = alive().cores;
-    cores.erase(std::remove(cores.begin(), cores.end(), core_), cores.end());
-  }
-  core_->stop();
+  std::lock_guard lock(alive().mutex);
+  if (core_ == alive().own) return;
+  auto& cores = alive().cores;
+  cores.erase(std::remove(cores.begin(), cores.end(), core_), cores.end());
 }
 
 void Worker::run_function(const std::function<void()>& work) { core_->run(work); }

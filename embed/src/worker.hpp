@@ -1,4 +1,5 @@
-// Where MLX's work is done: on a thread of its own, for MLX 0.32 ties streams to threads, or on the calling thread.
+// Where MLX's work is done: on the calling thread, or on one thread of the library's own for all models. MLX 0.32 ties
+// streams to threads, and 0.31 crashes where two threads are at work in it.
 #pragma once
 #include <functional>
 #include <memory>

@@ -1,6 +1,7 @@
 // From C++: what a conversation must do besides the right thing. moshi-behaviour CASES (see cases.py)
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <limits>
@@ -122,7 +123,12 @@ static void run_hook(const moshi::Model& model, const Reference& r) {
   });
   talk.step(r.sound[2]);
   talk.on_text(nullptr);
-  expect_frames(talk, r, 3, r.frames.size(), "after a hook that failed, the sampled token counts");
+  moshi_frame frame;  // a hook in C++ that throws through moshi.h, which it must not
+  moshi_set_on_text(talk.get(), [](int32_t, void*) -> int32_t { throw std::runtime_error("not for C"); }, nullptr);
+  expect(moshi_step(talk.get(), r.sound[3].data(), 1920, &frame) == MOSHI_FAILED, "a hook that throws in C");
+  expect(std::string(moshi_error()) == "on_text: not for C", moshi_error());
+  expect(moshi_set_on_text(talk.get(), nullptr, nullptr) == MOSHI_OK, moshi_error());
+  expect_frames(talk, r, 4, r.frames.size(), "after a hook that failed, the sampled token counts");
 }
 
 static void run_saving(const moshi::Model& model, const Reference& r, size_t at) {
@@ -138,6 +144,9 @@ static void run_saving(const moshi::Model& model, const Reference& r, size_t at)
   talk.reset();
   expect_frames(talk, r, 0, 20, "restored, then reset");
   expect_error("Not a directory", MOSHI_BAD_FILE, [&] { talk.save("/dev/null/x"); });
+  expect_error("Is a directory", MOSHI_BAD_FILE, [&] { talk.save(folder); });
+  expect_error("expected a file", MOSHI_BAD_FILE, [&] { talk.save("/dev/null"); });
+  expect_error("got an empty path", MOSHI_BAD_ARGUMENT, [&] { talk.save(""); });
 }
 
 static void run_damaged_file(const moshi::Model& model, const moshi::Model& other) {
@@ -188,10 +197,44 @@ static void run_arguments(const moshi::Model& model, const Reference& r) {
   expect_error("temperature: got nan", MOSHI_BAD_ARGUMENT, [&] { set([](auto& s) { s.temperature = NAN; }); });
   expect_error("top_k: got -5", MOSHI_BAD_ARGUMENT, [&] { set([](auto& s) { s.top_k = -5; }); });
   expect_error("text_top_p: got 2", MOSHI_BAD_ARGUMENT, [&] { set([](auto& s) { s.text_top_p = 2; }); });
+  expect_error("top_p: got 0, expected a number above 0", MOSHI_BAD_ARGUMENT, [&] { set([](auto& s) { s.top_p = 0; }); });
+  expect_error("size is 1000", MOSHI_BAD_ARGUMENT, [&] { set([](auto& s) { s.size = 1000; }); });
+  set([](auto& s) { s.min_p = 1, s.top_k = INT32_MAX, s.temperature = -0.0; });
   expect_error("size is 0", MOSHI_BAD_ARGUMENT, [&] { set([](auto& s) { s.size = 0; }); });
   expect(moshi_step(nullptr, nullptr, 0, nullptr) == MOSHI_BAD_ARGUMENT, "NULL everywhere");
   expect(moshi_begin(nullptr, nullptr, nullptr) == MOSHI_BAD_ARGUMENT, "no model");
   moshi_end(nullptr), moshi_free(nullptr);
+}
+
+// Weights that are cut off, gone, or of another checkpoint of the same shapes.
+static void run_weights() {
+  namespace fs = std::filesystem;
+  auto there = fs::path(folder) / "weights";
+  fs::remove_all(there);
+  fs::copy(folder + "/tiny/checkpoint", there);
+  auto load = [&] { moshi::Model(folder + "/tiny/bundle", there.string()); };
+  load();
+  for (auto* name : {"model.safetensors", "mimi.safetensors"}) {
+    auto file = there / name, whole = fs::path(folder) / "tiny" / "checkpoint" / name;
+    auto size = fs::file_size(whole);
+    auto again = [&] { fs::remove_all(file), fs::copy(whole, file); };
+    for (auto left : {uintmax_t(0), uintmax_t(7), uintmax_t(8), uintmax_t(100), size / 2, size - 1}) {
+      fs::resize_file(file, left);
+      error_of(load, MOSHI_BAD_CHECKPOINT);
+      again();
+    }
+    fs::resize_file(file, size + 100);
+    expect_error("is another file than the bundle was made of", MOSHI_BAD_CHECKPOINT, load);
+    again();
+    std::fstream(file, std::ios::in | std::ios::out | std::ios::binary).seekp(-5, std::ios::end).put('!');
+    expect_error("is another file than the bundle was made of", MOSHI_BAD_CHECKPOINT, load);
+    fs::remove(file);
+    expect_error("expected the weights that the bundle was made of", MOSHI_BAD_CHECKPOINT, load);
+    fs::create_directory(file);
+    error_of(load, MOSHI_BAD_CHECKPOINT);
+    again();
+  }
+  fs::remove_all(there);
 }
 
 static void run_loading() {
@@ -200,7 +243,11 @@ static void run_loading() {
   };
   expect_error("No such file", MOSHI_BAD_BUNDLE, load("/nowhere", "/tiny/checkpoint"));
   expect_error("No such file", MOSHI_BAD_CHECKPOINT, load("/tiny/bundle", "/nowhere"));
+  expect_error("python -m moshi_mlx.export", MOSHI_BAD_BUNDLE, load("/tiny/checkpoint", "/tiny/bundle"));
+  expect_error("got an empty path", MOSHI_BAD_ARGUMENT, [] { moshi::Model("", ""); });
   expect_error("", MOSHI_BAD_CHECKPOINT, load("/tiny/bundle", "/miniature/checkpoint"));
+  load("/bf16/bundle", "/tiny/checkpoint")();  // the same weights, to be run in another type
+  run_weights();
   expect_error("", MOSHI_BAD_CHECKPOINT, load("/q4/bundle", "/q8/checkpoint"));
   expect_error("is not of a bundle", MOSHI_BAD_BUNDLE, [] {
     std::ofstream(folder + "/manifest.txt") << "hello\n";
@@ -211,6 +258,47 @@ static void run_loading() {
     moshi::Model(folder, folder);
   });
   std::remove((folder + "/manifest.txt").c_str());
+}
+
+// Conversations freed in any order by any thread, after their model; several models at work at once.
+static void run_many(const Reference& r) {
+  auto model = std::make_unique<moshi::Model>(folder + "/tiny/bundle", folder + "/tiny/checkpoint");
+  std::vector<std::unique_ptr<moshi::Conversation>> talks;
+  for (int n = 0; n < 60; n++) talks.push_back(std::make_unique<moshi::Conversation>(model->begin(r.settings)));
+  model.reset();
+  for (auto& talk : talks) expect_frames(*talk, r, 0, 1, "one of many");
+  for (size_t n = 0; n < talks.size(); n += 2) talks[n].reset();
+  for (size_t n = 1; n < talks.size(); n += 2) talks[n]->reset(), talks[n]->reset();
+  std::vector<std::thread> threads;
+  for (size_t t = 0; t < 3; t++)
+    threads.emplace_back([&, t] {
+      for (size_t n = talks.size() - 1 - t; n > 30; n -= 3) talks[n].reset();
+      moshi::Model another(folder + "/tiny/bundle", folder + "/tiny/checkpoint");
+      for (size_t k : {2, 5}) {  // settings that are traced here, while others are traced there
+        auto settings = another.settings();
+        settings.top_k = int(k + t);
+        another.begin(settings).step(r.sound[0]);
+      }
+    });
+  for (auto& thread : threads) thread.join();
+  expect_frames(*talks[1], r, 0, 10, "the last of many");
+}
+
+// A hook may talk to other conversations, and end them.
+static void run_nested(const moshi::Model& model, const Reference& r) {
+  auto talk = model.begin(r.settings);
+  auto other = std::make_unique<moshi::Conversation>(model.begin(r.settings));
+  size_t n = 0;
+  talk.on_text([&](int32_t) -> std::optional<int32_t> {
+    if (other) expect_frames(*other, r, n, n + 1, "within a hook");
+    if (n == 3) other->save(folder + "/saved.conversation");
+    if (n == 4) other = std::make_unique<moshi::Conversation>(model.restore(folder + "/saved.conversation"));
+    if (n == 4) expect_frames(*other, r, 4, 5, "restored within a hook");
+    if (n == 6) other.reset();
+    n++;
+    return std::nullopt;
+  });
+  expect_frames(talk, r, 0, 10, "around another's frames");
 }
 
 // Without a thread of its own, and freed before its conversations.
@@ -246,6 +334,8 @@ int main(int argc, char** argv) {
     for (size_t at : {1, 2, 3}) run_saving(delayed, late, at);
     run_loading();
     run_inline(sampled);
+    run_many(sampled);
+    run_nested(tiny, sampled);
   }
   std::cout << "behaviour: " << (failures ? "failed\n" : "as it must be\n");
   return failures != 0;

@@ -59,16 +59,25 @@ static void mutate(std::string& data, size_t within) {
   }
 }
 
+// As export's `fingerprint`: a checksum of blocks spread over a file.
+static std::string fingerprint(const std::string& data) {
+  std::string blocks;
+  for (size_t k = 0; k < 64; k++) blocks += data.substr(k * (data.size() > 4096 ? data.size() - 4096 : 0) / 63, 4096);
+  return " " + std::to_string(data.size()) + ":" + hex(crc32(blocks));
+}
+
 // The manifest says again what the files are.
-static void sign(const fs::path& folder) {
+static void sign(const fs::path& folder, const fs::path& checkpoint) {
   std::istringstream lines(read(folder / "manifest.txt"));
   std::string all;
+  auto fingerprints = "fingerprints" + fingerprint(read(checkpoint / "model.safetensors")) + fingerprint(read(checkpoint / "mimi.safetensors"));
   for (std::string line; std::getline(lines, line);) {
     if (!line.compare(0, 5, "file ")) {
       auto name = line.substr(line.rfind(' ') + 1);
       auto data = read(folder / name);
       line = "file " + hex(crc32(data)) + " " + std::to_string(data.size()) + " " + name;
     }
+    if (!line.compare(0, 13, "fingerprints ") && below(8)) line = fingerprints;
     if (line.compare(0, 4, "end ")) all += line + "\n";
   }
   write(folder / "manifest.txt", all + "end " + hex(crc32(all)) + "\n");
@@ -98,7 +107,7 @@ int main(int argc, char** argv) {
     bool weights = file.extension() == ".safetensors";
     mutate(after, weights ? 8 + 2000 : after.size());
     write(file, after);
-    if (!weights && below(2)) sign(bundle);
+    if (below(2)) sign(bundle, checkpoint);
     moshi_model* model = nullptr;
     auto status = moshi_load(bundle.c_str(), checkpoint.c_str(), &options, &model);
     statuses[status]++;

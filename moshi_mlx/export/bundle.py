@@ -27,6 +27,7 @@ from .functions import Functions, Told, prepare
 from .tracing import FORMAT
 
 MANIFEST, TEXT = "manifest.txt", "text.bin"
+SAMPLES, SAMPLE = 64, 4096  # of a file of weights: blocks, and bytes of each
 BUNDLE = Kind("a bundle", lambda folder: (folder / MANIFEST).is_file())
 
 
@@ -72,25 +73,36 @@ def files_of(
     files[TEXT] = text_table(model.tokenizer, model.config.vocab_size, model.config.silent_text_tokens)
     lines = [*_head(functions, kv_bits, checkpoint), *_settings(model)]
     lines += [f"file {zlib.crc32(data):08x} {len(data)} {name}" for name, data in files.items()]
-    names = list(dict.fromkeys(name for name, *_ in tensors))
-    lines += [f"weights {name}" for name in names]
+    weights = list(dict.fromkeys(file for file, *_ in tensors))
+    lines.append(f"fingerprints {' '.join(map(fingerprint, weights))}")
+    lines += [f"weights {file.name}" for file in weights]
     for file, name, value in tensors:
         shape = ",".join(map(str, value.shape))
-        lines.append(f"tensor {names.index(file)} {str(value.dtype).removeprefix('mlx.core.')} [{shape}] {name}")
+        lines.append(f"tensor {weights.index(file)} {str(value.dtype).removeprefix('mlx.core.')} [{shape}] {name}")
     body = "\n".join(lines) + "\n"
     return files | {MANIFEST: f"{body}end {zlib.crc32(body.encode()):08x}\n".encode()}
 
 
-def _published(checkpoint: Checkpoint) -> list[tuple[str, str, mx.array]]:
+def fingerprint(path: Path) -> str:
+    """Length of a file, and a checksum of blocks spread over it: tells checkpoints apart without reading them whole."""
+    size, crc = path.stat().st_size, 0
+    with path.open("rb") as file:
+        for k in range(SAMPLES):
+            file.seek(k * max(size - SAMPLE, 0) // (SAMPLES - 1))
+            crc = zlib.crc32(file.read(SAMPLE), crc)
+    return f"{size}:{crc:08x}"
+
+
+def _published(checkpoint: Checkpoint) -> list[tuple[Path, str, mx.array]]:
     """File, name and lazy value of every published tensor, in the order that `prepare` takes them."""
-    found: list[tuple[str, str, mx.array]] = []
+    found: list[tuple[Path, str, mx.array]] = []
     loaded: dict[Path, dict[str, mx.array]] = {}
     for part in (checkpoint.language, checkpoint.mimi):
         for name in sorted(part.tensors):
             file = part.files[name]
             if file not in loaded:
                 loaded[file] = load_lazily(file)
-            found.append((file.name, name, loaded[file][name]))
+            found.append((file, name, loaded[file][name]))
     _check_names(list(loaded))
     return found
 

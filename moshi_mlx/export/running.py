@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from ..checkpoints.safetensors import load_lazily
 from ..errors import CheckpointError
-from .bundle import MANIFEST
+from .bundle import MANIFEST, fingerprint
 from .operations import MODES
 from .tracing import FORMAT
 
@@ -222,6 +222,9 @@ class Bundle:
     def __init__(self, folder: Path, checkpoint: Path) -> None:
         self.folder = folder
         self.values, self.weights, self.tensors = read_manifest(folder)
+        for name, expected in zip(self.weights, self.values["fingerprints"].split(), strict=True):
+            if fingerprint(checkpoint / name) != expected:
+                raise CheckpointError(f"{checkpoint / name}: another file than {folder} was made of; export it again")
         loaded = [load_lazily(checkpoint / name) for name in self.weights]
         given = [loaded[int(line.split(" ")[0])][line.split(" ", 3)[3]] for line in self.tensors]
         self.parameters = self.graph("prepare", [])(*given)

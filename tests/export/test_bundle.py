@@ -135,6 +135,27 @@ def test_a_damaged_bundle_is_refused(tiny, tmp_path, what):
         read_manifest(folder)
 
 
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 262_144, 300_001])
+def test_a_fingerprint_is_of_length_and_bytes(tmp_path, size):
+    data = bytes(np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8))
+    marks = set()
+    for change in (data, data + b"!", data[:-1], data[:-3] + b"???", b"???" + data[3:]):
+        (tmp_path / "weights").write_bytes(change)
+        marks.add((bundle.fingerprint(tmp_path / "weights"), change))
+    assert len({mark for mark, _ in marks}) == len({change for _, change in marks})
+    assert any(mark.startswith(f"{size}:") for mark, _ in marks)
+
+
+def test_a_bundle_of_other_weights_is_refused(tiny, tmp_path):
+    shutil.copytree(TINY, tmp_path / "other")
+    file = tmp_path / "other" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: another file than .* was made of; export it again"):
+        Bundle(tiny, tmp_path / "other")
+
+
 def test_the_licence_is_what_the_card_says(checkpoint, tmp_path):
     folder = checkpoint()
     (folder / "README.md").write_text("---\nlanguage: en\nlicense: cc-by-4.0\n---\n# Moshi\nlicense: other\n")

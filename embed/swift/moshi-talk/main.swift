@@ -6,7 +6,10 @@ import MoshiTalk
 
 func talk(_ paths: [String]) async throws {
   let url = paths.map { URL(fileURLWithPath: $0) }
-  let question = try Wave(Data(contentsOf: url[2]))
+  let question: Wave
+  do { question = try Wave(Data(contentsOf: url[2])) } catch {
+    throw MoshiError.argument("\(paths[2]): \(error.localizedDescription)")
+  }
   let model = try await MoshiModel(bundle: url[0], checkpoint: url[1])
   guard question.sampleRate == model.info.sampleRate else {
     throw MoshiError.argument("\(paths[2]): \(question.sampleRate) Hz, expected \(model.info.sampleRate)")
