@@ -33,6 +33,7 @@ class Worker::Core {
 
   void run(const std::function<void()>& work) {
     if (id_ == std::thread::id{}) {
+      if (process_ends) fail(MOSHI_FAILED, "the process is ending");  // without keeping exit from its turn
       std::lock_guard lock(turn_);
       if (process_ends) fail(MOSHI_FAILED, "the process is ending");
       work();

@@ -53,7 +53,12 @@ int main(int argc, char** argv) {
     dropped.talk->step(pcm);
     return 0;
   }
-  global_model = loaded(folder, way != "calling");
+  if (way == "calling") {  // without a thread of the library's: one of the app's does it all, as in Swift
+    std::thread([folder] { talk_on(global_model = loaded(folder, 0)); }).detach();
+    while (frames < 6) std::this_thread::yield();
+    return 0;
+  }
+  global_model = loaded(folder);
   if (way == "hook") {
     moshi_conversation* talk = nullptr;
     moshi::check(moshi_begin(global_model, nullptr, &talk));
