@@ -283,11 +283,11 @@ class Batch:
     def _compiled(self, text_most: int, audio_most: int) -> Any:
         """The step for cuts among so many tokens."""
         if (text_most, audio_most) not in self._steps:
-            model = self.model
+            model, guidance = self.model, self._guidance  # not `self`: MLX keeps what is compiled with its function
 
             def step(sound: mx.array, state: State, parts: list[mx.array], text: mx.array, audio: mx.array) -> Any:
                 streams = (RowSampling(text, text_most), RowSampling(audio, audio_most))
-                sampling = DuplexSampling(*streams, guidance=self._guidance)
+                sampling = DuplexSampling(*streams, guidance=guidance)
                 return rows.step(model, sound, state, rows.Parts(*parts), sampling)
 
             self._steps[text_most, audio_most] = mx.compile(step)
