@@ -7,8 +7,8 @@ from typing import Any
 
 from ..errors import brief, require
 from .checks import MOST_OF_A_SIZE
+from .roles import KINDS
 
-ROLES = ("dialogue", "translator", "transcriber", "speaker")
 MOST_CONDITIONS = 64
 MOST_SECONDS = 60.0
 
@@ -43,10 +43,10 @@ class ConditionConfig:
         return self.bins == 0
 
 
-def check_role(config: Any) -> None:
+def check_streams(config: Any) -> None:
     """Raises ConfigError where a MoshiConfig's streams, conditions or times do not go with its role."""
     role, own, streams = config.role, config.num_codebooks, len(config.audio_delays)
-    require(role in ROLES, f"MoshiConfig.role: got {brief(role)}, expected one of {', '.join(ROLES)}")
+    require(role in KINDS, f"MoshiConfig.role: got {brief(role)}, expected one of {', '.join(KINDS)}")
     fits = {"transcriber": own == 0, "speaker": 0 < own == streams}.get(role, 0 < own < streams)
     wanted = {
         "transcriber": "num_codebooks 0 and a delay for each of the user's codebooks",

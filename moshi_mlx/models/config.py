@@ -14,7 +14,7 @@ from ..errors import brief, require
 from .checks import as_python, check_heads, only, positive, whole_numbers
 from .codec_config import Config
 from .codec_config import MimiConfig as MimiConfig
-from .conditions_config import ConditionConfig, check_role
+from .conditions_config import ConditionConfig, check_streams
 
 MOST_FRAMES = 1000  # of a delay
 MOST_DEPTH_LAYERS = 4096  # of all steps together
@@ -187,7 +187,7 @@ class MoshiConfig(Config):
         whole_numbers(self, "silent_text_tokens", 0, self.vocab_size - 1)
         whole_numbers(self, "audio_delays", 0, MOST_FRAMES)
         if self.audio_delays:
-            check_role(self)
+            check_streams(self)
             self._check_streams()
 
     def _fill_in(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from ..conversation import duplex, rows
+from ..conversation import rows
 from ..conversation.duplex import DuplexSampling
 from ..conversation.rows import Parts
 from ..models.moshi import Moshi
@@ -35,10 +35,7 @@ def step(
     """
     before = rows.begun(state, parts)
     unseen = mx.where(parts.hears[:, None], codes, 0)  # a position that primes sees initial tokens alone
-    text, after = duplex.advance(model, unseen, before, sampling)
-    hidden, _ = after.pop("hidden"), after.pop("noise")
-    text = text.astype(mx.int32)
-    after = {**after, "offset": before["offset"] + 1, "text": text}
+    text, hidden, after = steps.position(model, unseen, before, sampling)
     finite = mx.isfinite(hidden).all(axis=-1)
     return text, steps.heads(model, hidden), finite, keep_paused(parts.hears | parts.primes, after, before)
 

@@ -27,10 +27,16 @@ def listen(model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling
     `heads` float32 [B, extra_heads, extra_head_classes] are the probabilities of each extra head. Raises InputError.
     """
     duplex.check(state, sampling, "offset")
-    text, heard = duplex.advance(model, duplex.checked_codes(model, codes, state), state, sampling)
-    hidden, _ = heard.pop("hidden"), heard.pop("noise")
+    text, hidden, state = position(model, duplex.checked_codes(model, codes, state), state, sampling)
+    return text, heads(model, hidden), state
+
+
+def position(model: Moshi, codes: mx.array, state: State, sampling: DuplexSampling) -> tuple[mx.array, mx.array, State]:
+    """The same of codes that were checked -> text, the last hidden state [B, hidden_size], state."""
+    text, after = duplex.advance(model, codes, state, sampling)
+    hidden, _ = after.pop("hidden"), after.pop("noise")
     text = text.astype(mx.int32)
-    return text, heads(model, hidden), {**heard, "offset": state["offset"] + 1, "text": text}
+    return text, hidden, {**after, "offset": state["offset"] + 1, "text": text}
 
 
 def heads(model: Moshi, hidden: mx.array) -> mx.array:
@@ -40,12 +46,6 @@ def heads(model: Moshi, hidden: mx.array) -> mx.array:
         return mx.zeros((len(hidden), 0, config.extra_head_classes))
     logits = mx.stack([head(hidden) for head in model.decoder.extra_heads], axis=1)
     return mx.softmax(logits.astype(mx.float32), axis=-1)
-
-
-def refreshed(state: State) -> State:
-    """The state with nothing remembered: the attention's window begins anew, every other clock goes on."""
-    temporal = state["temporal"]
-    return {**state, "temporal": {**temporal, "offset": mx.zeros_like(temporal["offset"])}}
 
 
 def ask(

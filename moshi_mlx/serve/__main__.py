@@ -20,11 +20,11 @@ from ..models.roles import KINDS
 from ..terminal import streams
 from ..terminal.version import VERSION, install
 from . import options
+from .speech import ADDRESSES
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STATUS_NOW = 130
-QUEUES = {"transcriber": 0, "speaker": 0}
-"""How many wait in line unless told: Kyutai's clients would rather try another server."""
+QUEUE = 8  # people in line, unless told; none for those sockets: Kyutai's clients would rather try another server
 
 
 def make_batch(arguments: argparse.Namespace, say: Callable[[str], None]) -> Any:
@@ -65,9 +65,9 @@ def role_of(arguments: argparse.Namespace) -> str:
     from ..huggingface.config import config_of
 
     role = config_of(arguments.model).role
-    if arguments.codebooks is not None and role not in QUEUES:
+    if arguments.codebooks is not None and role not in ADDRESSES:
         raise InputError(f"--codebooks: {arguments.model} is a {KINDS[role][0]}, which has all of its codebooks")
-    if arguments.adapter and role in QUEUES:
+    if arguments.adapter and role in ADDRESSES:
         raise InputError(f"--adapter: {arguments.model} is a {KINDS[role][0]}, which takes none")
     if arguments.guidance is not None and role == "transcriber":
         raise InputError(f"--guidance: {arguments.model} is a {KINDS[role][0]}, which has none")
@@ -95,7 +95,7 @@ async def serve(arguments: argparse.Namespace, opened: Callable[[str], None] = l
     context = tls(arguments.ssl) if arguments.ssl else None
     role = await asyncio.get_running_loop().run_in_executor(None, role_of, arguments)
     guard = Guard(arguments.host, arguments.token, tuple(arguments.origin))
-    queue = arguments.queue if arguments.queue is not None else QUEUES.get(role, 8)
+    queue = arguments.queue if arguments.queue is not None else 0 if role in ADDRESSES else QUEUE
     rules = Rules(queue, arguments.max_minutes, arguments.drain)
     house = House(
         lambda: make_batch(arguments, log.info), guard, rules, _short(arguments.model), VERSION, log, role=role

@@ -18,7 +18,7 @@ from .guard import Refused
 from .house import House
 from .protocols import kyutai
 from .realtime_talk import RealtimeTalk
-from .speech import messages
+from .speech import ADDRESSES, messages
 from .speech.visit import Hearing, Speaking
 from .talk import CLOSE_SECONDS
 
@@ -33,8 +33,6 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 FIRST_REQUEST_SECONDS = 10.0
-SPEECH = {"transcriber": "/api/asr-streaming", "speaker": "/api/tts_streaming"}
-"""Where models that only hear or only speak are."""
 HOUSE = web.AppKey("house", House)
 ASKED: web.AppKey[Callable[[Any], None]] = web.AppKey("asked")
 """Called with a connection's protocol when it has asked for something."""
@@ -45,11 +43,12 @@ def make_app(house: House, asked: Callable[[Any], None] = lambda protocol: None)
     """The addresses of a house."""
     app = web.Application(middlewares=[_guarded], client_max_size=64 * 1024)
     app[HOUSE], app[ASKED] = house, asked
-    sockets = {"/api/chat": _chat, "/v1/realtime": _realtime, "/api/asr-streaming": _asr, "/api/tts_streaming": _tts}
+    sockets = {"/api/chat": _chat, "/v1/realtime": _realtime}
+    sockets |= {ADDRESSES["transcriber"]: _asr, ADDRESSES["speaker"]: _tts}
     others = {"/health": _health, "/metrics": _metrics, "/api/build_info": _build_info}
     for path, handler in {**sockets, **others}.items():
         app.router.add_get(path, handler)
-    if house.role in SPEECH:  # the page is for conversations
+    if house.role in ADDRESSES:  # the page is for conversations
         app.router.add_get("/", _what_is_here)
         return app
     # The files are read once and listed: there is no path to walk out of.
@@ -91,7 +90,7 @@ def _entered(request: web.Request, *roles: str) -> House:
     house = request.app[HOUSE]
     house.guard.check(request.headers, request.query)
     if house.role not in roles:
-        here = SPEECH.get(house.role, "/api/chat or /v1/realtime")
+        here = ADDRESSES.get(house.role, "/api/chat or /v1/realtime")
         raise Refused(404, f"this server has a {KINDS[house.role][0]}, which talks at {here}")
     _check_upgrade(request)
     return house
@@ -128,9 +127,8 @@ async def _turned_away(request: web.Request, reason: str) -> web.StreamResponse:
 
 async def _what_is_here(request: web.Request) -> web.StreamResponse:
     house = request.app[HOUSE]
-    words = (
-        f"moshi_mlx serves {house.model_name}, a {KINDS[house.role][0]}, at {SPEECH[house.role]}; see docs/unmute.md\n"
-    )
+    what = f"{house.model_name}, a {KINDS[house.role][0]}"
+    words = f"moshi_mlx serves {what}, at {ADDRESSES[house.role]}; see docs/unmute.md\n"
     return web.Response(text=words, headers=HEADERS)
 
 

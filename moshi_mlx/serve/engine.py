@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -66,32 +67,29 @@ class RealClock:
         condition.wait(seconds)
 
 
-class Engine:
-    """`start` runs it on a thread of its own, where `make_batch` is called too: all MLX work is on that thread.
+class ModelThread(ABC):
+    """`start` runs it on a thread of its own, where `make` is called too: all MLX work is on that thread.
 
-    `deliver(list of Said)` is called on that thread once a tick; `failed(error)` where the model cannot go on.
+    `deliver(list of Said)` is called on that thread; `failed(error)` where the model cannot go on;
+    `timed(seconds, late)` after a step that took so long.
     """
 
     def __init__(
         self,
-        make_batch: Callable[[], Batch],
+        make: Callable[[], Any],
         deliver: Callable[[list[Said]], None],
         failed: Callable[[BaseException], None] = lambda error: None,
-        clock: Clock | None = None,
         timed: Callable[[float, float], None] = lambda seconds, late: None,
     ) -> None:
-        self._make_batch, self._deliver, self._failed, self._timed = make_batch, deliver, failed, timed
-        self._clock: Clock = clock or RealClock()
+        self._make, self._deliver, self._failed, self._timed = make, deliver, failed, timed
         self._changed = threading.Condition()
-        self._coming: list[Person] = []
-        self._going: list[Person] = []
-        self._rows: dict[Person, Row] = {}
+        self._coming: list[Any] = []
+        self._going: list[Any] = []
+        self._rows: dict[Any, Any] = {}
         self._stop = False
-        self._next: float | None = None  # when the next tick is due; None while the clock stands
-        self._quiet = 0  # ticks without anybody's sound
         self.ready = threading.Event()
         """Set when the batch is there, or failed to be."""
-        self.batch: Batch | None = None
+        self.batch: Any = None
         self.voices: list[str] | None = None
         """The names of voices that people may ask for; None where the model takes no personas."""
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -102,30 +100,33 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the tick at hand."""
+        """Ends the thread after the step at hand."""
         self._stop = True
         self.wake()
         if self._thread.is_alive():
             join(self._thread)
 
-    def join(self, person: Person) -> None:
-        """A new conversation with the next tick; one that the person has already is ended by it."""
+    def join(self, person: Any) -> None:
+        """Lets somebody in with the next step; what the person has already is ended by it."""
         with self._changed:
             self._coming.append(person)
-            self._changed.notify()
+            self._notify()
 
-    def leave(self, person: Person) -> None:
-        """Ends a person's conversation, also one that has not begun. May be called twice."""
+    def leave(self, person: Any) -> None:
+        """Ends what somebody has, also where it has not begun. May be called twice."""
         with self._changed:
             self._coming = [other for other in self._coming if other is not person]
             self._going.append(person)
-            self._changed.notify()
+            self._notify()
 
     def wake(self) -> None:
-        """There is sound, perhaps. Where ticks come anyway, nobody need be woken."""
-        if self._next is None or self._stop:
-            with self._changed:
-                self._changed.notify()
+        """There is something to do, perhaps."""
+        with self._changed:
+            self._notify()
+
+    def _notify(self) -> None:
+        """With `_changed` held."""
+        self._changed.notify()
 
     @property
     def people(self) -> int:
@@ -135,18 +136,55 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self.batch = self._make_batch()
-            self._prompts = Prompts(self.batch.model)
-            self.voices = self._prompts.voices
+            self.batch = self._make()
             self.ready.set()
-            while self._wait():
-                self.tick()
+            self._work_on()
         except BaseException as error:
             self._failed(error)
         finally:
             self._rows.clear()
             self.batch = None
             self.ready.set()
+
+    @abstractmethod
+    def _work_on(self) -> None:
+        """Until `_stop`."""
+
+
+class Engine(ModelThread):
+    """A tick of 80 ms for all: see above."""
+
+    batch: Batch | None
+    _coming: list[Person]
+    _going: list[Person]
+    _rows: dict[Person, Row]
+
+    def __init__(
+        self,
+        make_batch: Callable[[], Batch],
+        deliver: Callable[[list[Said]], None],
+        failed: Callable[[BaseException], None] = lambda error: None,
+        clock: Clock | None = None,
+        timed: Callable[[float, float], None] = lambda seconds, late: None,
+    ) -> None:
+        super().__init__(lambda: self._with_prompts(make_batch()), deliver, failed, timed)
+        self._clock: Clock = clock or RealClock()
+        self._next: float | None = None  # when the next tick is due; None while the clock stands
+        self._quiet = 0  # ticks without anybody's sound
+
+    def wake(self) -> None:
+        """There is sound, perhaps. Where ticks come anyway, nobody need be woken."""
+        if self._next is None or self._stop:
+            super().wake()
+
+    def _with_prompts(self, batch: Batch) -> Batch:
+        self._prompts = Prompts(batch.model)
+        self.voices = self._prompts.voices
+        return batch
+
+    def _work_on(self) -> None:
+        while self._wait():
+            self.tick()
 
     def _wait(self) -> bool:
         """Until a tick is due; false at the end."""

@@ -6,9 +6,8 @@ is worked for who has not read what there is already, so that a slow reader cost
 
 from __future__ import annotations
 
-import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,7 @@ from ...roles.listener import Listener, flush_frames
 from ...roles.speaking.row import SpeakerRow
 from ...roles.speaking.speakers import Speakers
 from ...roles.transcribers import Transcribers
-from ...terminal.threads import join
-from ..engine import Said
+from ..engine import ModelThread, Said
 from . import messages
 
 if TYPE_CHECKING:
@@ -30,14 +28,8 @@ if TYPE_CHECKING:
 AHEAD = 20  # batches of messages that may be on their way to a person
 
 
-class SpeechEngine(ABC):
-    """`start` runs it on a thread of its own, where `make` is called too: all MLX work is on that thread.
-
-    `deliver(list of Said)` is called on that thread, `failed(error)` where the model cannot go on. A `Said` has a list
-    of messages in the place of a frame; None says that the visit has begun.
-    """
-
-    voices = None  # of personas, which these models do not take
+class SpeechEngine(ModelThread):
+    """A `Said` has a list of messages in the place of a frame; None says that the visit has begun."""
 
     def __init__(
         self,
@@ -47,74 +39,23 @@ class SpeechEngine(ABC):
         clock: Any = None,
         timed: Callable[[float, float], None] = lambda seconds, late: None,
     ) -> None:
-        self._make, self._deliver, self._failed, self._timed = make, deliver, failed, timed
-        self._changed = threading.Condition()
-        self._coming: list[Any] = []
-        self._going: list[Any] = []
-        self._rows: dict[Any, Any] = {}
-        self._stop = self._woken = False
-        self.ready = threading.Event()
-        """Set when the model is there, or failed to be."""
-        self.batch: Any = None
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        super().__init__(make, deliver, failed, timed)
+        self._woken = False
 
-    # From any thread
+    def _notify(self) -> None:
+        self._woken = True
+        super()._notify()
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the thread after the step at hand."""
-        self._stop = True
-        self.wake()
-        if self._thread.is_alive():
-            join(self._thread)
-
-    def join(self, person: Visit) -> None:
-        with self._changed:
-            self._coming.append(person)
-            self._woken = True
-            self._changed.notify()
-
-    def leave(self, person: Visit) -> None:
-        """May be called twice."""
-        with self._changed:
-            self._coming = [other for other in self._coming if other is not person]
-            self._going.append(person)
-            self._woken = True
-            self._changed.notify()
-
-    def wake(self) -> None:
-        """There is something to do, perhaps."""
-        with self._changed:
-            self._woken = True
-            self._changed.notify()
-
-    @property
-    def people(self) -> int:
-        return len(self._rows)
-
-    # On the thread
-
-    def _run(self) -> None:
-        try:
-            self.batch = self._make()
-            self.ready.set()
-            while not self._stop:
-                self._take_in()
-                began = time.monotonic()
-                said = self._work()
-                if said:
-                    self._timed(time.monotonic() - began, 0.0)
-                    self._say(said)
-                else:
-                    self._wait()
-        except BaseException as error:
-            self._failed(error)
-        finally:
-            self._rows.clear()
-            self.batch = None
-            self.ready.set()
+    def _work_on(self) -> None:
+        while not self._stop:
+            self._take_in()
+            began = time.monotonic()
+            said = self._work()
+            if said:
+                self._timed(time.monotonic() - began, 0.0)
+                self._say(said)
+            else:
+                self._wait()
 
     def _wait(self) -> None:
         with self._changed:

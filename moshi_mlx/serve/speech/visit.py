@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,9 +50,9 @@ class Visit(Talk):
         await self.took(messages.unpack(message, self.kinds))
         self.house.engine.wake()
 
+    @abstractmethod
     async def took(self, message: Mapping[str, Any]) -> None:
         """A message of the person. Raises End, or InputError for what it cannot be."""
-        raise NotImplementedError
 
     async def _write(self, place: Place) -> None:
         await place.turn()
