@@ -20,7 +20,7 @@ class Hub:
     def __init__(self):
         self.repositories, self.fetched, self.answer = {}, [], None
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         self.address = f"http://127.0.0.1:{self.server.server_port}"
 
     def add(self, name, folder, *, without=(), **more):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -9,6 +12,7 @@ import mlx.nn as nn
 
 from ..models.config import MimiConfig, MoshiConfig
 from ..models.helium import LanguageModel
+from ..models.layers.initial import left_at_zero
 from ..models.layers.linear import Embedding, QuantizedEmbedding
 from ..models.mimi import Mimi
 from ..models.moshi import Moshi
@@ -16,6 +20,8 @@ from . import layouts, quantization
 from .layouts import Row, join, linear
 from .quantization import PARTS, Quantization
 from .safetensors import info_of
+
+ASKED_AGAIN = 8  # sizes whose shapes are kept: a checkpoint's are asked for at each of its checks
 
 
 def fill(model: nn.Module, rows: list[Row], tensors: dict[str, mx.array], dtype: Any = None) -> None:
@@ -73,20 +79,24 @@ def mimi_tensors_of(model: Mimi) -> dict[str, mx.array]:
     return tensors | {name: mx.ones((1,)) for name in sorted(layouts.mimi_unused(model.config))}
 
 
-def language_shapes(config: MoshiConfig) -> dict[str, tuple[int, ...]]:
+@lru_cache(ASKED_AGAIN)
+def language_shapes(config: MoshiConfig) -> Mapping[str, tuple[int, ...]]:
     """The shapes of `language_tensors_of` for these sizes; nothing is computed."""
-    if not config.audio_delays:
-        return _shapes(tensors_of(LanguageModel(config), layouts.kyutai_mlx_text(config)))
-    return _shapes(language_tensors_of(Moshi(config)))
+    with left_at_zero():
+        if not config.audio_delays:
+            return _shapes(tensors_of(LanguageModel(config), layouts.kyutai_mlx_text(config)))
+        return _shapes(language_tensors_of(Moshi(config)))
 
 
-def mimi_shapes(config: MimiConfig) -> dict[str, tuple[int, ...]]:
+@lru_cache(ASKED_AGAIN)
+def mimi_shapes(config: MimiConfig) -> Mapping[str, tuple[int, ...]]:
     """The shapes of `mimi_tensors_of` for these sizes; nothing is computed."""
-    return _shapes(mimi_tensors_of(Mimi(config)))
+    with left_at_zero():
+        return _shapes(mimi_tensors_of(Mimi(config)))
 
 
-def _shapes(tensors: dict[str, mx.array]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items()}
+def _shapes(tensors: dict[str, mx.array]) -> Mapping[str, tuple[int, ...]]:
+    return MappingProxyType({name: tuple(value.shape) for name, value in tensors.items()})
 
 
 def module_at(model: nn.Module, path: str) -> tuple[Any, Any]:

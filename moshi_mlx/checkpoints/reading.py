@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from ..errors import CheckpointError, ConfigError, brief, clipped
 from ..models.config import PRESETS, MimiConfig, MoshiConfig
+from ..models.layers.initial import left_at_zero
 from ..models.moshi import Moshi
 from . import layouts, quantization, translation
 from .configs import huggingface_config, kyutai_config
@@ -82,7 +83,8 @@ def build(checkpoint: Checkpoint, dtype: mx.Dtype | None, kind: type[M]) -> M:
             f"{checkpoint.folder / CONFIG_NAME}: key 'lora_name' is {brief(checkpoint.lora['lora_name'])}, which is "
             "not supported; merge the LoRA into its base first: python -m moshi_mlx.convert"
         )
-    model = kind(checkpoint.config)
+    with left_at_zero():
+        model = kind(checkpoint.config)
     tensors, rows = checkpoint.language.load(), list(layouts.kyutai_mlx(checkpoint.config))
     told = set(layouts.conditions(checkpoint.config))
     fill(model, [row for row in rows if row not in told], tensors, kind_of_floats)

@@ -9,7 +9,7 @@ import mlx.nn as nn
 
 from .config import MoshiConfig
 from .layers.demuxed import DemuxedEmbedding
-from .layers.initial import initialize
+from .layers.initial import initialize, left_at_zero
 from .layers.linear import Embedding, Linear
 from .layers.transformer import LayerConfig, Transformer
 from .state import State
@@ -85,7 +85,8 @@ class LanguageModel(nn.Module):
     def __init__(self, config: MoshiConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.model = self.helium_class(config)
+        with left_at_zero():
+            self.model = self.helium_class(config)
         self.lm_head = Linear(config.hidden_size, config.text_classes)
         self.extra_heads = [Linear(config.hidden_size, config.extra_head_classes) for _ in range(config.extra_heads)]
         self.tokenizer: Any = None

@@ -14,7 +14,7 @@ from .config import MoshiConfig
 from .depth import DepthDecoder
 from .helium import LanguageModel
 from .layers.demuxed import DemuxedEmbedding
-from .layers.initial import Freezable, initialize
+from .layers.initial import Freezable, initialize, left_at_zero
 from .mimi import Mimi
 
 
@@ -37,9 +37,10 @@ class Moshi(Freezable):
         if not config.audio_delays:
             raise InputError("config: got a model of text alone (no audio_delays), which is a MoshiForCausalLM")
         self.config = config
-        self.decoder = self.decoder_class(config)
-        self.depth_decoder = self.depth_class(config.depth_decoder_config)
-        self.audio_encoder = self.codec_class(config.audio_encoder_config)
+        with left_at_zero():
+            self.decoder = self.decoder_class(config)
+            self.depth_decoder = self.depth_class(config.depth_decoder_config)
+            self.audio_encoder = self.codec_class(config.audio_encoder_config)
         self.conditions = Conditions(config.conditions, config.hidden_size, config.cross_position_scale)
         self.tokenizer: Any = None
         self.sampling_defaults: dict[str, float] = {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import mlx.core as mx
@@ -10,16 +13,31 @@ import mlx.nn as nn
 from ...inputs import seed as checked
 from ..state import flatten
 
+_later = ContextVar("later", default=False)
+
+
+@contextmanager
+def left_at_zero() -> Iterator[None]:
+    """Models made within get no random weights: parts of a whole that does it for all, or what is filled at once."""
+    token = _later.set(True)
+    try:
+        yield
+    finally:
+        _later.reset(token)
+
 
 def initialize(model: nn.Module, scale: float, seed: int) -> None:
     """Matrices and tables get normal values of standard deviation `scale`; vectors (norms, biases) stay as they are.
 
     Nothing is computed before it is used, so that a model whose weights are loaded next pays nothing for these.
     """
+    key = mx.random.key(checked(seed))
+    if _later.get():
+        return
     leaves = [(name, leaf) for name, leaf in flatten(model.parameters()) if leaf.ndim > 1]
     if not leaves:
         return
-    keys = mx.random.split(mx.random.key(checked(seed)), len(leaves))
+    keys = mx.random.split(key, len(leaves))
     parts = mx.split(keys, len(leaves))
     model.load_weights(
         [
