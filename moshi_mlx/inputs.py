@@ -238,20 +238,35 @@ def _watched(x: mx.array) -> mx.array:
     return x
 
 
-def is_traced(array: mx.array) -> bool:
-    """Whether an array is an argument of a function that MLX is tracing, or computed from one: it has no values yet.
-
-    Nothing is evaluated, so nothing can fail: an exception caught inside a traced function corrupted Python in MLX
-    below 0.32.4. MLX runs the Python code of a compiled function again for arrays that are being traced, and for others
-    only if it has not seen their shape before.
-    """
+def compiles() -> bool:
+    """Whether mx.compile does anything: it can be switched off, and on Linux it is without g++."""
     _watched(mx.zeros((1,), mx.int32))  # seen now, on this thread
     before = _runs.count
     _watched(mx.zeros((1,), mx.int32))
-    if _runs.count > before:  # compiling is switched off
-        return False
+    return _runs.count == before
+
+
+def is_traced(array: mx.array) -> bool:
+    """Whether an array is an argument of a function that MLX is tracing, or computed from one: it has no values yet.
+
+    Nothing is evaluated where MLX compiles, so nothing can fail: an exception caught inside a traced function corrupted
+    Python in MLX below 0.32.4. MLX runs the Python code of a compiled function again for arrays that are being traced,
+    and for others only if it has not seen their shape before.
+    """
+    if not compiles():
+        return _refuses_to_be_known(array)
+    before = _runs.count
     _watched(array.reshape(-1)[:1].astype(mx.int32))
     return _runs.count > before
+
+
+def _refuses_to_be_known(array: mx.array) -> bool:
+    """Whether MLX will not evaluate an array now: mx.vmap and mx.export_function trace without compiling, too."""
+    try:
+        mx.eval(array)
+    except ValueError:
+        return True
+    return False
 
 
 # --- shapes and masks -----------------------------------------------------------------------------------------------

@@ -10,9 +10,15 @@ import without_devices
 from helpers import GOLDENS, edit_json
 
 import moshi_mlx
+from moshi_mlx.inputs import compiles
 
 if sys.platform == "darwin" and os.environ.get("MOSHI_MLX_TEST_DEVICES") != "1":
     without_devices.begin()
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("compiled") and not compiles():
+        pytest.skip("MLX compiles nothing here; install g++ (Debian: apt install g++)")
 
 
 @pytest.fixture

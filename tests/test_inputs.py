@@ -25,6 +25,7 @@ def traced_by(transform, array=GIVEN):
     return seen
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     "transform",
     [mx.compile, mx.grad, mx.value_and_grad, lambda f: mx.compile(mx.grad(f)), lambda f: mx.grad(mx.compile(f)),
@@ -56,6 +57,7 @@ def test_without_compiling_values_are_known():
         mx.enable_compile()
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("kind", [mx.int32, mx.int64, mx.uint8, mx.uint32])
 def test_a_traced_number_outside_the_range_becomes_the_nearest_inside(kind):
     inside = mx.compile(lambda ids: tokens("ids", ids, (None, None), 2, 8))(GIVEN.astype(kind))

@@ -7,11 +7,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 import moshi_mlx
 
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_a_built_wheel_has_the_converter(tmp_path):
     """As installed from an archive, with no checkout near: the module, the command and its help."""
     source = tmp_path / "source"

@@ -24,6 +24,8 @@ from moshi_mlx import MoshiConfig, MoshiForConditionalGeneration
 from moshi_mlx.checkpoints.filling import fill
 from moshi_mlx.checkpoints.layouts import kyutai_mlx
 from moshi_mlx.conversation import duplex
+from moshi_mlx.errors import InputError
+from moshi_mlx.inputs import compiles
 from moshi_mlx.models.layers.demuxed import DemuxedEmbedding
 from moshi_mlx.models.sampling import SORTED_AT_ONCE
 from moshi_mlx.models.state import State, flatten, unflatten
@@ -74,7 +76,12 @@ def weightless_tree(tree: Any) -> Any:
 
 @contextmanager
 def on_metal() -> Iterator[None]:
-    """While open, what is traced is what a GPU would be given; its values mean nothing."""
+    """While open, what is traced is what a GPU would be given; its values mean nothing.
+
+    Raises InputError where MLX compiles nothing, for there nothing is fused.
+    """
+    if not compiles():
+        raise InputError("kernels are counted on compiled graphs, and MLX compiles nothing here; install g++")
 
     def one(primitive: Callable[..., mx.array]) -> Callable[..., mx.array]:
         def stand_in(x: mx.array, *arguments: Any, **options: Any) -> mx.array:

@@ -94,6 +94,7 @@ def test_stages_split_the_language_step_and_give_the_codec_to_every_context():
     assert found["tiny q4 kv8, context full, batch 1"] == {**codec, "temporal": 3}
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("case", ["duplex-frame", "lm-step", "mimi-encode", "mimi-decode"])
 def test_one_evaluation_and_one_synchronisation_a_frame(miniature, case):
     frame = cases.public_frame(miniature, Spec(case))

@@ -8,6 +8,8 @@ from bench.paper import dispatches
 from bench.paper.dispatches import counted, weightless
 from moshi_mlx.models.state import flatten
 
+pytestmark = pytest.mark.compiled
+
 LIMITS = {"encode": 183, "language": 412, "depth": 572, "decode": 157, "frame": 1324}  # of Moshi 7B in 4 bits
 
 

@@ -19,6 +19,7 @@ SIZES = {
 }
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("size", SIZES)
 def test_a_published_size(size):
     role, kernels, _ = SIZES[size]
@@ -42,6 +43,7 @@ def test_parts_are_those_that_a_model_has():
     assert set(dispatches.of_parts(weightless(cases.config_of("stt-1b"), 4))) == {"encode", "language", "frame"}
 
 
+@pytest.mark.compiled
 @pytest.mark.slow
 def test_people_a_chip():
     table = people.of_family(["M2 Pro"])

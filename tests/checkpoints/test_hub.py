@@ -65,6 +65,7 @@ def layouts(checkpoint, tmp_path):
         yield out, {"config.json", "mimi_config.json", "model.safetensors", MIMI_NAME, TOKENIZER_NAME}
 
 
+@pytest.mark.slow
 def test_every_layout_comes_from_the_hub(hub, checkpoint, tmp_path):
     for folder, needed in layouts(checkpoint, tmp_path):
         name = f"somebody/{folder.name}"
@@ -141,6 +142,7 @@ def snapshot(tmp_path):
     return tmp_path / "cache" / f"models--{NAME.replace('/', '--')}" / "snapshots" / COMMIT
 
 
+@pytest.mark.slow
 def test_lists_of_other_programs_do_not_matter(hub, repository, tmp_path, cut_off):
     """A program that fetched less has left its list of the whole repository, or none of the branches."""
     import huggingface_hub

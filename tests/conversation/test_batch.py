@@ -135,6 +135,7 @@ def small_batch(model):
     return batch
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("name", ["moshi_tiny", "delay 2"])
 def test_no_ring_is_copied(checkpoint, name):
     changes = {} if name == "moshi_tiny" else {"delays": [0] + ([0] + [2] * 7) * 2}

@@ -1,8 +1,11 @@
 """The soak in short (`python -m bench.soak` is an hour of conversation), and the pictures of the docs."""
 
+import pytest
+
 from bench import pictures, soak
 
 
+@pytest.mark.slow
 def test_memory_is_flat(model):
     before, after = soak.memory(model.session(), 300)
     assert after - before < 10e6

@@ -36,6 +36,7 @@ def weights(model):
     return dict(flatten(model.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layout_and_back(kind, layout, tmp_path):
@@ -82,6 +83,7 @@ def test_hugging_face_cannot_hold_them(kind, tmp_path, capsys):
         writing.save(loaded(kind), tmp_path / "out", "huggingface")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", QUANTIZED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_quantization(kind, bits, tmp_path, capsys):

@@ -205,6 +205,7 @@ def test_a_streamer_gets_every_frame(model):
     np.testing.assert_allclose(sound, np.array(out.audio_sequences)[0, 0, 6 * 1920 :], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_long_prompts_use_memory_linear_in_frames():
     """The largest array of a prefill grows with its frames, not with their square, beyond a block of queries."""
     config = moshi_mlx.MoshiConfig(

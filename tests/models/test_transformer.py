@@ -207,6 +207,7 @@ for capacity in (16, 32):
 """
 
 
+@pytest.mark.compiled
 @pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="only the CPU backend leaves its kernels in files")
 def test_a_larger_ring_needs_no_kernel_that_a_smaller_one_did_not(tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

@@ -189,6 +189,7 @@ def test_many_texts_at_once(models):
     assert speaker.say_all([]) == []
 
 
+@pytest.mark.slow
 def test_the_seed_guidance_voice_and_settings_matter(models):
     model = models["tts"]
     same = {"voice": "voice0", "seed": 1}

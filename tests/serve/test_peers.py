@@ -55,6 +55,7 @@ def loudest(pcm):
     return np.abs(np.frombuffer(pcm, "<i2")).max(initial=0) / 32768
 
 
+@pytest.mark.slow
 def test_openai_python():
     openai = pytest.importorskip("openai")
 

@@ -196,6 +196,7 @@ def great(exact, data, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_says_what_it_does(uninterrupted, data, capsys, tmp_path):
     assert main(command(data, tmp_path / "run")) == 0
     lines = capsys.readouterr().err.splitlines()
@@ -310,12 +311,13 @@ def check_same(folder, expected):
         np.testing.assert_allclose(two, one, rtol=2e-4, err_msg=split)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
         {"batch_size": 1, "grad_accumulation_steps": 2},
         {"grad_checkpoint": True},
-        pytest.param({"compile": True, "grad_checkpoint": True}, marks=pytest.mark.slow),
+        {"compile": True, "grad_checkpoint": True},
     ],
     ids=["accumulated", "checkpointed", "compiled"],
 )
