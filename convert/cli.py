@@ -77,7 +77,16 @@ def _parser() -> Parser:
     add("--q-bits", type=int, metavar="N", help="bits of a weight (default: the mode's, 4 for affine)")
     add("--q-group-size", type=int, metavar="N", help="weights of one scale (default: 32 for 4 bits, else 64)")
     add("--q-mode", choices=tuple(MODES), default="affine", help="default: affine")
-    add("--quant-predicate", metavar="RECIPE", help=f"{', '.join(recipes.RECIPES)}, or a TOML file of path patterns")
+    add("--quant-predicate", metavar="RECIPE", 
+        help=f"{', '.join(recipes.RECIPES)}, auto (needs --calibrate), or a TOML file of path patterns")  # fmt: skip
+    add(
+        "--calibrate",
+        type=Path,
+        metavar="SOUND",
+        help="with auto: speech in which it is measured what each layer needs",
+    )
+    add("--q-budget", type=_size, metavar="GB",
+        help="with auto: of the language model (default: what 4 bits in groups of 32, or --q-bits, take)")  # fmt: skip
     add("-d", "--dequantize", action="store_true", help="write a quantized model unquantized")
     add("--dtype", choices=tuple(pipeline.DTYPES), help="type of what is not quantized (default: the source's)")
     add("--lora", type=Path, metavar="FILE", help="adapters in Kyutai's layout to merge (default: those of the config)")
@@ -178,6 +187,8 @@ def _without_idle_settings(arguments: argparse.Namespace, parser: Parser) -> arg
     idle = {"quantize"} if arguments.dequantize else set()
     if not arguments.quantize or "quantize" in idle & arguments.from_settings:
         idle |= {"q_bits", "q_group_size", "q_mode", "quant_predicate"}
+    if arguments.quant_predicate != recipes.AUTO or "quant_predicate" in idle & arguments.from_settings:
+        idle |= {"calibrate", "q_budget"}
     idle |= {"max_shard_size"} if arguments.to == "kyutai" else {"generation"}
     idle |= {"upload_repo"} if arguments.dry_run else set()
     for name in idle & arguments.from_settings:
@@ -199,6 +210,14 @@ def _check_flags(arguments: argparse.Namespace) -> None:
     for flag, value in given.items():
         if value is not None and not arguments.quantize:
             raise InputError(f"{flag}: needs -q")
+    auto = arguments.quant_predicate == recipes.AUTO
+    for flag, value in {"--calibrate": arguments.calibrate, "--q-budget": arguments.q_budget}.items():
+        if value is not None and not auto:
+            raise InputError(f"{flag}: needs -q --quant-predicate auto")
+    if auto and arguments.calibrate is None:
+        raise InputError("--quant-predicate auto: needs --calibrate SOUND, speech in which it is measured")
+    if auto and not arguments.calibrate.is_file():
+        raise InputError(f"--calibrate: {arguments.calibrate}: no such sound file")
     if arguments.quantize:  # before anything is downloaded
         usual = recipes.general(arguments.q_bits, arguments.q_group_size, arguments.q_mode)
         recipes.rule_of(arguments.quant_predicate, usual, arguments.q_bits is not None)
@@ -216,7 +235,8 @@ def _options(arguments: argparse.Namespace, source: Checkpoint) -> Options:
         raise InputError("--lora-scaling: there are no adapters; give them by --lora")
     return Options(
         to=arguments.to, quantize=arguments.quantize, bits=arguments.q_bits, group_size=arguments.q_group_size,
-        mode=arguments.q_mode, predicate=arguments.quant_predicate, dequantize=arguments.dequantize,
+        mode=arguments.q_mode, predicate=arguments.quant_predicate, calibrate=arguments.calibrate,
+        budget=arguments.q_budget, dequantize=arguments.dequantize,
         dtype=arguments.dtype, lora=adapters, lora_scaling=arguments.lora_scaling,
         generation=arguments.generation, max_shard_bytes=arguments.max_shard_size,
         tokenizer=_tokenizer(arguments.tokenizer, source),
@@ -250,6 +270,7 @@ def _report(source: Checkpoint, outcome: Outcome, done: str) -> str:
     lines += [f"  {name}  {size(count)}" for name, count in sizes.items()]
     lines.append(f"  in all {size(sum(sizes.values()))}")
     lines.append(f"  language model: {inspecting.bits_per_weight(outcome.plan, outcome.quantized):.3g} bits per weight")
+    lines += [f"  calibrated: {outcome.measured}"] if outcome.measured else []
     lines += [f"  {line}" for line in inspecting.bits_lines(outcome.quantized)]
     lines += [
         f"  not quantized, rows are no multiple of the group size: {path}"

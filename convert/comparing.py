@@ -28,7 +28,7 @@ from moshi_mlx.conversation import duplex
 from moshi_mlx.conversation.duplex import DuplexSampling
 from moshi_mlx.errors import InputError
 from moshi_mlx.machine import preflight
-from moshi_mlx.models.config import MoshiConfig
+from moshi_mlx.models.config import MimiConfig, MoshiConfig
 from moshi_mlx.terminal.arguments import Parser
 from moshi_mlx.terminal.progress import progress
 from moshi_mlx.terminal.sizes import size
@@ -38,6 +38,7 @@ from moshi_mlx.terminal.version import install
 POSITIONS = 32  # of one call
 PICTURES = (".png", ".svg", ".pdf")
 MAX_TAIL = 600  # seconds
+TAIL = 3.0
 # Nats a token up to which it is so, on average over the streams.
 VERDICTS = (
     (1e-6, "says the same as"), (0.01, "is hardly to be told from"), (0.1, "is close to"), (math.inf, "is far from"),
@@ -216,8 +217,8 @@ def _parser() -> Parser:
     parser.add_argument("a", metavar="A", help="folder or hub id; it hears the sound and talks")
     parser.add_argument("b", metavar="B", help="folder or hub id")
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="what the user says")
-    parser.add_argument("--tail", type=_seconds, default=3.0, metavar="SECONDS",
-        help="silence after it, in which A answers (default: 3)")  # fmt: skip
+    parser.add_argument("--tail", type=_seconds, default=TAIL, metavar="SECONDS",
+        help=f"silence after it, in which A answers (default: {TAIL:g})")  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="FILE", help="the picture (default: compare.png)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what A draws (default: 0)")
     return parser
@@ -251,10 +252,7 @@ def _ask(names: tuple[str, str], path: Path, tail: float, seed: int) -> tuple[Ta
     for name in names:
         model = load(name)
         if said is None:
-            config = model.config.audio_encoder_config
-            sound = files.read_sound(path, config.sampling_rate)
-            sound = np.pad(sound, (0, round(tail * config.sampling_rate)))
-            said = talk(model, np.pad(sound, (0, -len(sound) % config.frame_size)), seed)
+            said = talk(model, heard(path, model.config.audio_encoder_config, tail), seed)
         with progress(str(name), said.inputs.shape[1]) as done:
             results.append(distributions(model, said, done))
         sizes.append(preflight.weight_bytes(model)[0])
@@ -263,6 +261,13 @@ def _ask(names: tuple[str, str], path: Path, tail: float, seed: int) -> tuple[Ta
         mx.clear_cache()
     assert said is not None
     return said, results, sizes
+
+
+def heard(path: Path, codec: MimiConfig, tail: float = TAIL) -> np.ndarray:
+    """The sound of a file and `tail` seconds of silence, float32, in whole frames."""
+    sound = files.read_sound(path, codec.sampling_rate)
+    sound = np.pad(sound, (0, round(tail * codec.sampling_rate)))
+    return np.pad(sound, (0, -len(sound) % codec.frame_size))
 
 
 def _check_alike(names: tuple[str, str]) -> None:

@@ -33,7 +33,8 @@ from moshi_mlx.checkpoints.safetensors import (
 from moshi_mlx.checkpoints.writing import Contents, Plan, plain_blocks
 from moshi_mlx.errors import CheckpointError, InputError
 
-from . import lora, recipes
+from . import calibrating, lora, recipes
+from .calibrating import Calibration
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 PROCESSORS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
@@ -51,6 +52,8 @@ class Options:
     group_size: int | None = None
     mode: str = "affine"
     predicate: str | None = None
+    calibrate: Path | None = None  # with the predicate `auto`: what is listened to
+    budget: int | None = None  # with it: bytes of the language model
     dequantize: bool = False
     dtype: str | None = None
     lora: Path | None = None
@@ -66,6 +69,7 @@ class Outcome(NamedTuple):
     plan: Plan
     quantized: dict[str, Quantization | None]
     kept: list[str]  # matrices that were to be quantized, but are no whole groups
+    measured: str = ""  # what calibrating said
 
 
 def prepare(checkpoint: Checkpoint, options: Options) -> Outcome:
@@ -84,16 +88,32 @@ def prepare(checkpoint: Checkpoint, options: Options) -> Outcome:
     if options.to == "kyutai":
         return Outcome(writing.plan_kyutai(contents, weights, options.generation), {}, [])
     shapes = language_shapes(checkpoint.config)
-    weights, kept = _ordered(weights, shapes), list[str]()
+    weights, kept, measured = _ordered(weights, shapes), list[str](), ""
     if options.quantize:
         usual = recipes.general(options.bits, options.group_size, options.mode)
         rule = recipes.rule_of(options.predicate, usual, options.bits is not None)
+        if options.calibrate:
+            found = _calibrated(checkpoint, weights, usual, options)
+            rule, measured = found.kinds.get, found.measured
         kinds, kept = recipes.assign(shapes, rule, checkpoint.config)
         blocks = quantized_blocks(weights, kinds)
     else:
         kinds = quantization.of_all(_infos(weights), shapes, str(checkpoint.folder))
         blocks = plain_blocks(weights)
-    return Outcome(writing.plan_mlx(contents, blocks, kinds, options.max_shard_bytes), kinds, kept)
+    return Outcome(writing.plan_mlx(contents, blocks, kinds, options.max_shard_bytes), kinds, kept, measured)
+
+
+def _calibrated(
+    checkpoint: Checkpoint, weights: Mapping[str, Tensor], usual: Quantization, options: Options
+) -> Calibration:
+    """Bits by measuring, within the budget: without one the bytes of -q's own bits, or of 4 in groups of 32."""
+    assert options.calibrate is not None
+    budget = options.budget
+    if budget is None:
+        size = usual if usual.mode == "affine" else recipes.general(None, None, "affine")
+        budget = calibrating.least_bytes([size], weights, checkpoint.config)
+    kinds = recipes.choices(usual, options.group_size)
+    return calibrating.of_checkpoint(checkpoint, weights, options.calibrate, kinds, usual, budget)
 
 
 def _processors(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -20,7 +20,11 @@ else:
     import tomli as tomllib
 
 # Bits of the temporal transformer, and of what is smaller and is felt sooner: depth decoder, embeddings, heads.
+AUTO = "auto"  # by what `calibrating` measures
 RECIPES = {"mixed_4_8": (4, 8), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}
+# Bits and groups that `auto` chooses from; below 3 bits a layer is no longer near itself.
+CHOICES = {3: (64,), 4: (64, 32), 5: (64,), 6: (64,), 8: (64,)}
+FINER = {mode: Quantization(8, 32, "mxfp8") for mode in ("mxfp4", "nvfp4")}  # what goes beside a mode of 4 bits
 TEMPORAL = "transformer.layers."
 Rule = Callable[[str], Quantization | None]
 
@@ -35,22 +39,40 @@ def general(bits: int | None, group_size: int | None, mode: str) -> Quantization
     return checked(bits, group_size, mode, "quantization")
 
 
+def choices(usual: Quantization, group_size: int | None) -> list[Quantization]:
+    """What `auto` chooses from, in the mode and, where it was asked for, the group size. Raises InputError."""
+    if usual.mode in FINER:
+        return [usual, FINER[usual.mode]]
+    if usual.mode != "affine":
+        raise InputError(f"--quant-predicate auto: {usual.mode} has one width; use affine, mxfp4 or nvfp4")
+    if group_size is not None:
+        return [usual._replace(bits=bits) for bits in CHOICES]
+    return [Quantization(bits, size) for bits, sizes in CHOICES.items() for size in sizes]
+
+
 def rule_of(predicate: str | None, usual: Quantization, explicit_bits: bool) -> Rule:
     """What `--quant-predicate` says of a path: a recipe's name, or a TOML file; without it everything is `usual`."""
     if predicate is None:
+        return lambda path: usual
+    if predicate == AUTO:
+        choices(usual, None)
         return lambda path: usual
     if predicate.endswith(".toml"):
         return _patterns(Path(predicate), usual)
     if predicate not in RECIPES:
         raise InputError(
-            f"--quant-predicate: got {brief(predicate)}, expected one of {', '.join(RECIPES)}, or a file that ends in "
+            f"--quant-predicate: got {brief(predicate)}, expected {AUTO}, {', '.join(RECIPES)}, or a file that ends in "
             ".toml"
         )
-    if usual.mode != "affine" or explicit_bits:
-        raise InputError(
-            f"--quant-predicate {predicate} has bits of its own and is affine; leave out --q-bits, --q-mode"
-        )
+    if explicit_bits:
+        raise InputError(f"--quant-predicate {predicate} has bits of its own; leave out --q-bits")
     low, high = (usual._replace(bits=bits) for bits in RECIPES[predicate])
+    if usual.mode != "affine":
+        if usual.mode not in FINER or RECIPES[predicate] != (usual.bits, FINER[usual.mode].bits):
+            raise InputError(
+                f"--quant-predicate {predicate}: {usual.mode} has no such bits; mixed_4_8 has for mxfp4, nvfp4"
+            )
+        low, high = usual, FINER[usual.mode]
     return lambda path: low if path.startswith(TEMPORAL) else high
 
 

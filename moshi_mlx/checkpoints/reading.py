@@ -75,8 +75,13 @@ class Checkpoint(NamedTuple):
     personas: bool  # whether it takes a voice and a persona
 
 
-def build(checkpoint: Checkpoint, dtype: mx.Dtype | None, kind: type[M]) -> M:
-    """The model of a checkpoint; a parameter is read from its file only when it is evaluated. Raises ConfigError."""
+def build(
+    checkpoint: Checkpoint, dtype: mx.Dtype | None, kind: type[M], weights: dict[str, mx.array] | None = None
+) -> M:
+    """The model of a checkpoint; a parameter is read from its file only when it is evaluated. Raises ConfigError.
+
+    `weights` take the place of the language model's in the files, under their MLX names.
+    """
     kind_of_floats = check_dtype(dtype)
     if checkpoint.lora.get("lora_name"):
         raise ConfigError(
@@ -85,7 +90,8 @@ def build(checkpoint: Checkpoint, dtype: mx.Dtype | None, kind: type[M]) -> M:
         )
     with left_at_zero():
         model = kind(checkpoint.config)
-    tensors, rows = checkpoint.language.load(), list(layouts.kyutai_mlx(checkpoint.config))
+    tensors = checkpoint.language.load() if weights is None else weights
+    rows = list(layouts.kyutai_mlx(checkpoint.config))
     told = set(layouts.conditions(checkpoint.config))
     fill(model, [row for row in rows if row not in told], tensors, kind_of_floats)
     fill(model, list(told), tensors, mx.float32)
