@@ -39,7 +39,8 @@ what a matrix-vector product reads here; bw: the share of that which weights and
 peak: the most MB that the process had resident; start: seconds from process start to the first frame; kv8 same:
 how often, fed the same tokens, greedy text is the one that a cache in full precision gives.
 """
-QUANTIZATIONS = {"none": None, "8": 8, "4": 4}
+QUANTIZATIONS = {"none": None, "8": 8, "4": 4, "mxfp4": "mxfp4"}
+CACHES = {"none": None, "8": 8, "4": 4}
 CONTEXT = "empty"
 
 
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", nargs="+", choices=cases.SIZES, help="of the random weights (default: tiny)")
     add("--bits", nargs="+", choices=QUANTIZATIONS, help="default: none, which is float32, of 7b bfloat16")
     add("--context", nargs="+", choices=cases.CONTEXTS, default=[CONTEXT], help="how full the ring is (default: empty)")
-    add("--kv-bits", nargs="+", choices=QUANTIZATIONS, default=["none"], help="of the attention cache (default: none)")
+    add("--kv-bits", nargs="+", choices=CACHES, default=["none"], help="of the attention cache (default: none)")
     add("--dtype", choices=cases.DTYPES, help="run the language model in it (default: as stored)")
     add("--batch", nargs="+", type=int, choices=range(1, 9), default=[1], metavar="1..8", help="conversations at once")
     add("--frames", type=_count, default=40, metavar="N", help="timed frames a row or a round (default: 40; peers: 15)")
@@ -89,7 +90,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.json and not arguments.json.resolve().parent.is_dir():
         parser.error(f"--json {arguments.json}: no such folder")
     arguments.size = arguments.size or ["tiny"]
-    arguments.kv_bits = [QUANTIZATIONS[bits] for bits in arguments.kv_bits]
+    arguments.kv_bits = [CACHES[bits] for bits in arguments.kv_bits]
     arguments.bits = [QUANTIZATIONS[bits] for bits in arguments.bits or ["none"]]
     return arguments
 
@@ -162,6 +163,8 @@ def compared(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any
     names = {peers.WORK[case]: case for case in peers.WORK}
     frames = min(arguments.frames, 15)
     for python, size, bits in product(arguments.peer, arguments.size, arguments.bits):
+        if isinstance(bits, str):
+            raise Failure(f"--peer: no peer has {bits}; choose --bits of none, 4, 8")
         folder = arguments.checkpoint or cases.checkpoint(size, bits)
         both = peers.kind_of(python) == "port"
         for each in work:

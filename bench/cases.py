@@ -20,6 +20,7 @@ from moshi_mlx.models.state import State
 from moshi_mlx.roles import steps
 
 from . import random_checkpoint
+from .random_checkpoint import QUANTIZED, Bits
 
 CACHE = Path.home() / ".cache" / "moshi-bench"
 CASES = ("mimi-encode", "mimi-decode", "lm-step", "depth-step", "duplex-frame")
@@ -28,7 +29,6 @@ CONTEXTS = ("empty", "half", "full")
 SIZES = tuple(random_checkpoint.SIZES)
 SAMPLING = DuplexSampling()
 DTYPES = ("bfloat16", "float16", "float32")
-GROUP_SIZES = {4: 32, 8: 64}  # of Kyutai's q4 and q8 files
 SEEN = 625  # vectors of a speaker's voices: five slots of 10 s
 WARMUP = 3  # frames: the first compiles
 
@@ -43,7 +43,7 @@ class Spec:
 
     case: str
     size: str = "tiny"
-    bits: int | None = None
+    bits: Bits = None
     context: str = "empty"
     batch: int = 1
     frames: int = 40
@@ -65,18 +65,17 @@ class Work(NamedTuple):
     given: Callable[[int], mx.array]
 
 
-def checkpoint(size: str, bits: int | None, cache: Path = CACHE) -> Path:
+def checkpoint(size: str, bits: Bits, cache: Path = CACHE) -> Path:
     """The folder of random weights of a size, written at the first call. 7b is bfloat16, the rest float32.
 
     Raises ConfigError for a size whose matrices are no whole groups of quantized numbers.
     """
     width = config_of(size).ffn_dim // 2
-    if bits and width % GROUP_SIZES[bits]:
+    if bits is not None and not QUANTIZED[bits].fits(width):
         raise ConfigError(
-            f"{size} cannot be kept in {bits} bits: it has matrices of {width} inputs, no multiple of a group of "
-            f"{GROUP_SIZES[bits]}"
+            f"{size} cannot be {QUANTIZED[bits]}: it has matrices of {width} inputs, no multiple of a group"
         )
-    folder = cache / f"{size}-{'none' if bits is None else f'q{bits}'}"
+    folder = cache / f"{size}-{weights_name(bits, 'none')}"
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -84,6 +83,11 @@ def checkpoint(size: str, bits: int | None, cache: Path = CACHE) -> Path:
         random_checkpoint.write(partial, size, bits, dtype, mx.float32)
         partial.rename(folder)
     return folder
+
+
+def weights_name(bits: Bits, whole: str = "bf16") -> str:
+    """ "q4", "mxfp4"; `whole` where nothing is quantized."""
+    return whole if bits is None else f"q{bits}" if isinstance(bits, int) else bits
 
 
 def config_of(size: str) -> MoshiConfig:

@@ -301,7 +301,7 @@ def measure(spec: Spec, started: float) -> dict[str, Any]:
 
 def weights_label(row: dict[str, Any]) -> str:
     """How a row's weights and cache are kept."""
-    weights = f"q{row['bits']}" if row["bits"] else "as stored"
+    weights = cases.weights_name(row["bits"], "as stored")
     return weights + (f" {row['dtype']}" if row["dtype"] else "") + (f" kv{row['kv_bits']}" if row["kv_bits"] else "")
 
 

@@ -5,9 +5,7 @@
     python -m bench.people batch --slots 1 2 4 8     # B conversations in one step against B steps, measured here
     python -m bench.people sockets --people 8        # our own code between socket and model, measured here
 
-"paper": weights once a frame and every person's cache, at the whole bandwidth, in 72 ms less what starting the kernels
-takes. "likely": at 80% of it, in 74 ms, and with what users measured of MLX's products of 4-bit weights with several
-rows (mlx issue 3839, on an M4 Pro; PR 3863, on an M3 Max): they cost more than a product with one.
+bench/paper/serving.py says what "paper" and "likely" are.
 """
 
 from __future__ import annotations
@@ -19,69 +17,36 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from moshi_mlx.machine import chips
-from moshi_mlx.machine.chips import Chip
-from moshi_mlx.models.state import flatten
 from moshi_mlx.terminal.arguments import Parser
 
 from . import cases, measure
-from .paper import dispatches, roofline
+from .paper import serving
+from .paper.costs import KERNEL_US, cost
+from .paper.serving import Needs
 from .published import PUBLISHED
-
-PAPER_SECONDS, LIKELY_SECONDS, LIKELY_SHARE = 0.072, 0.074, 0.8
-# (rows, what a product of 4-bit weights with so many rows costs of one with a single row)
-ROWS = ((1, 1.0), (4, 1.35), (8, 2.2), (10, 4.0), (32, 4.0))
-MOST = 200
+from .random_checkpoint import QUANTIZED, Bits, bits_of
 
 
-class Needs(NamedTuple):
-    """Of a frame: bytes of weights, bytes of one conversation's full cache, seconds to start the kernels."""
-
-    weights: float
-    cache: float
-    kernels: float
-
-
-def counted(bits: int | None, kv_bits: int | None, size: str = "7b") -> Needs:
-    """Read off the graph of a frame."""
-    model = roofline.weightless(cases.config_of(size), bits)
-    work = cases.work(model, cases.Spec("duplex-frame", context="full", frames=1, kv_bits=kv_bits))
-    state = roofline.weightless_tree(work.state())
-    traffic = measure.traffic(model, work._replace(state=lambda: state))
-    kernels = dispatches.of_work(work).total()
-    cache = sum(leaf.nbytes for _, leaf in flatten(state))
-    return Needs(traffic.weights, cache, kernels * roofline.KERNEL_US / 1e6)
-
-
-def paper(chip: Chip, needs: Needs) -> int:
-    """How many fit into the time."""
-    room = (PAPER_SECONDS - needs.kernels) * chip.bandwidth * 1e9
-    return max(0, int((room - needs.weights) // needs.cache))
-
-
-def likely(chip: Chip, needs: Needs) -> int:
-    """The same, with what is known of products of several rows."""
-    room = (LIKELY_SECONDS - needs.kernels) * LIKELY_SHARE * chip.bandwidth * 1e9
-    rows, factors = zip(*ROWS, strict=True)
-    fits = [n for n in range(1, MOST) if float(np.interp(n, rows, factors)) * needs.weights + n * needs.cache <= room]
-    return max(fits, default=0)
+def counted(size: str, bits: Bits = 4, kv_bits: int | None = None) -> Needs:
+    """Read off the graph of a frame with a full context."""
+    return serving.needs_of(cost(cases.config_of(size), bits, "full", kv_bits=kv_bits), bits)
 
 
 def of_chips(names: list[str]) -> str:
     """The table of chips."""
-    kinds = {"q4": counted(4, None), "q4, 8-bit cache": counted(4, 8)}
+    kinds = {
+        f"{cases.weights_name(bits)}{', 8-bit cache' if kv_bits else ''}": counted("7b", bits, kv_bits)
+        for bits in (4, "mxfp4")
+        for kv_bits in (None, 8)
+    }
     chosen = [chip for name in names for chip in chips.find(name)] if names else list(chips.CHIPS)
     rows = [
-        [
-            chip.name,
-            f"{chip.bandwidth:g}",
-            *(f"{paper(chip, kind)} / {likely(chip, kind)}" for kind in kinds.values()),
-        ]
-        for chip in chosen
+        [chip.name, f"{chip.bandwidth:g}", *(serving.both(chip, kind) for kind in kinds.values())] for chip in chosen
     ]
     sizes = ", ".join(
         f"{name} {needs.weights / 1e9:.2f} GB of weights and {needs.cache / 1e9:.2f} a person"
@@ -91,22 +56,22 @@ def of_chips(names: list[str]) -> str:
     return f"{title}\n\n{measure.table(['chip', 'GB/s', *kinds], rows)}"
 
 
-def of_family(names: list[str], bits: int | None = 4) -> str:
+def of_family(names: list[str], bits: Bits = 4) -> str:
     """A table of the sister models: what a frame of each reads and launches, its least time and people at once."""
     chosen = [chip for name in names for chip in chips.find(name)]
     rows = []
     for size in PUBLISHED:
-        needs = counted(bits, None, size)
-        kernels = round(needs.kernels * 1e6 / roofline.KERNEL_US)
+        needs = counted(size, bits)
+        kernels = round(needs.kernels * 1e6 / KERNEL_US)
         least = (
             f"{1e3 * ((needs.weights + needs.cache) / chip.bandwidth / 1e9 + needs.kernels):.0f} ms, "
-            f"{paper(chip, needs)} / {likely(chip, needs)}"
+            f"{serving.both(chip, needs)}"
             for chip in chosen
         )
         rows.append([size, f"{needs.weights / 1e9:.2f}", f"{needs.cache / 1e9:.2f}", str(kernels), *least])
     headers = ["model", "GB of weights a frame", "GB of cache a person", "kernels", *(chip.name for chip in chosen)]
     title = (
-        f"A frame of each sister model in {roofline.weights_name(bits)}, contexts full: its least ms, and people at "
+        f"A frame of each sister model in {cases.weights_name(bits)}, contexts full: its least ms, and people at "
         "once, paper / likely. Computed; no Mac was run."
     )
     return f"{title}\n\n{measure.table(headers, rows)}"
@@ -136,8 +101,8 @@ def of_batches(model: Any, slots: list[int], frames: int, rounds: int) -> str:
 
 async def of_sockets(people: int, seconds: float) -> str:
     """Everybody talks over a socket in Opus to a model that takes no time: what is left is ours."""
-    serving = _serving()
-    async with serving.open_house(lambda: serving.EchoBatch(people)) as (house, address):
+    stand_ins = _serving()
+    async with stand_ins.open_house(lambda: stand_ins.EchoBatch(people)) as (house, address):
         command = [
             sys.executable,
             "-m",
@@ -156,12 +121,12 @@ async def of_sockets(people: int, seconds: float) -> str:
 
 async def talk_all(address: str, people: int, seconds: float) -> None:
     """So many people, each from a moment of his own on."""
-    serving = _serving()
+    stand_ins = _serving()
     noise = (0.05 * np.random.default_rng(0).standard_normal((10, 1920))).astype(np.float32)
 
     async def talk(number: int) -> None:
         await asyncio.sleep(0.08 * number / people)
-        async with serving.visit(address) as me:
+        async with stand_ins.visit(address) as me:
             await me.handshake()
             hearing = asyncio.ensure_future(me.until_closed())
             loop = asyncio.get_running_loop()
@@ -196,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds.add_parser("chips").add_argument("--chip", nargs="+", default=[])
     family = kinds.add_parser("family")
     family.add_argument("--chip", nargs="+", default=["M1", "M2 Pro", "M4 Max"])
-    family.add_argument("--bits", type=int, choices=(4, 8), default=4)
+    family.add_argument("--bits", choices=[str(bits) for bits in QUANTIZED], default="4")
     batch = kinds.add_parser("batch")
     batch.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8])
     batch.add_argument("--model", default="miniature")
@@ -217,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif arguments.kind == "chips":
         print(of_chips(arguments.chip))
     elif arguments.kind == "family":
-        print(of_family(arguments.chip, arguments.bits))
+        print(of_family(arguments.chip, bits_of(arguments.bits)))
     elif arguments.kind == "batch":
         import mlx.core as mx
 

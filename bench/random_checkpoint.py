@@ -22,10 +22,15 @@ import mlx.nn as nn
 from moshi_mlx import MimiConfig, MimiModel, MoshiConfig, MoshiForConditionalGeneration
 from moshi_mlx.checkpoints.filling import module_at
 from moshi_mlx.checkpoints.layouts import Row, conditions, kept_whole, kyutai_mlx, linear, mimi
+from moshi_mlx.checkpoints.quantization import Quantization
 from moshi_mlx.models.layers.conv import StridedConv, TransposedConv
 
 from .published import PUBLISHED
 
+Bits = int | str | None  # a key of QUANTIZED, or None
+QUANTIZED: dict[Any, Quantization] = {
+    4: Quantization(4, 32), 8: Quantization(8, 64), "mxfp4": Quantization(4, 32, "mxfp4")
+}  # fmt: skip
 MIMI_NAME, TOKENIZER_NAME = "mimi.safetensors", "tokenizer.model"
 
 
@@ -74,8 +79,13 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def language_tensors(config: MoshiConfig, bits: int | None, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
-    """(name, tensor) of a language model in the MLX layout; with bits, every matrix quantized as Kyutai's files are."""
+def bits_of(flag: str) -> Bits:
+    """What `--bits` says: "none", "4", "8", "mxfp4"."""
+    return {"none": None, **{str(bits): bits for bits in QUANTIZED}}[flag]
+
+
+def language_tensors(config: MoshiConfig, bits: Bits, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
+    """(name, tensor) of a language model in the MLX layout; with `bits` all matrices in QUANTIZED[bits]."""
     shared: dict[str, mx.array] = {}  # the steps of a depth decoder have the same norms
     model = MoshiForConditionalGeneration(config)  # zeros that are never evaluated: only their shapes are read
     whole, told = kept_whole(config), {name for row in conditions(config) for name in row.theirs}
@@ -97,20 +107,23 @@ def _shape_of(model: nn.Module, row: Row) -> tuple[int, ...]:
     return shape[::-1] if row.build is linear else shape
 
 
-def _tensor(name: str, shape: tuple[int, ...], bits: int | None, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
+def _tensor(name: str, shape: tuple[int, ...], bits: Bits, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
     if len(shape) == 1:
         yield name, (1 + 0.1 * mx.random.normal(shape)).astype(dtype)
         return
     spread = 0.5 if "emb" in name else 1 / math.sqrt(shape[-1])
-    if not bits:
+    if bits is None:
         yield name, (spread * mx.random.normal(shape)).astype(dtype)
         return
-    group_size = 32 if bits == 4 else 64
-    scale = spread * math.sqrt(12) / 2**bits  # evenly spread levels of that deviation
-    scales = mx.full((shape[0], shape[1] // group_size), scale, dtype)
-    yield name, mx.random.randint(0, 2**32 - 1, (shape[0], shape[1] * bits // 32), mx.uint32)
+    width, group_size, mode = QUANTIZED[bits]
+    groups = (shape[0], shape[1] // group_size)
+    yield name, mx.random.randint(0, 2**32 - 1, (shape[0], shape[1] * width // 32), mx.uint32)
+    if mode != "affine":  # a power of two for a group: all 4-bit floats together deviate by some 2.8
+        yield name.replace("weight", "scales"), mx.full(groups, 127 + round(math.log2(spread / 2.8)), mx.uint8)
+        return
+    scales = mx.full(groups, spread * math.sqrt(12) / 2**width, dtype)  # evenly spread levels of that deviation
     yield name.replace("weight", "scales"), scales
-    yield name.replace("weight", "biases"), (-(2 ** (bits - 1)) * scales).astype(dtype)
+    yield name.replace("weight", "biases"), (-(2 ** (width - 1)) * scales).astype(dtype)
 
 
 def mimi_tensors(config: MimiConfig) -> Iterator[tuple[str, mx.array]]:
@@ -191,7 +204,7 @@ def _word(n: int) -> str:
     return word
 
 
-def write(folder: Path, size: str, bits: int | None, dtype: mx.Dtype, mimi_dtype: mx.Dtype, seed: int = 0) -> None:
+def write(folder: Path, size: str, bits: Bits, dtype: mx.Dtype, mimi_dtype: mx.Dtype, seed: int = 0) -> None:
     """The whole checkpoint of a size in `folder`."""
     language, codec = SIZES[size]
     mimi_sizes = MimiConfig.from_kyutai(codec, size)
@@ -211,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a checkpoint of random weights.")
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--bits", type=int, choices=(4, 8), help="quantize as Kyutai's q4 and q8 files are")
+    parser.add_argument("--bits", choices=[str(bits) for bits in QUANTIZED], help="4 and 8 as Kyutai's q4 and q8 files")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -219,7 +232,7 @@ def main() -> None:
     dtype = getattr(mx, arguments.dtype)
     if arguments.bits and arguments.size in ("small", "tiny"):
         parser.error(f"--bits: the matrices of {arguments.size} are no whole groups of quantization; take mid or 7b")
-    write(arguments.folder, arguments.size, arguments.bits, dtype, mimi_dtype, arguments.seed)
+    write(arguments.folder, arguments.size, bits_of(arguments.bits or "none"), dtype, mimi_dtype, arguments.seed)
     total = sum(file.stat().st_size for file in arguments.folder.iterdir())
     print(f"{arguments.folder}: {total / 1e6:.1f} MB")
 

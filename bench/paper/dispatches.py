@@ -32,7 +32,7 @@ from moshi_mlx.models.state import State, flatten, unflatten
 
 from .. import cases, measure
 from ..cases import SAMPLING, Work
-from ..random_checkpoint import language_tensors
+from ..random_checkpoint import Bits, language_tensors
 
 # A primitive that stands for one which Metal has and the CPU composes: what it is called in a graph, and the kind.
 STANDS_FOR = {"CumSum": "norm", "CumMax": "attention", "CumLogAddExp": "dequantization",
@@ -54,7 +54,7 @@ PARTS = {
 }
 
 
-def weightless(config: MoshiConfig, bits: int | None, dtype: mx.Dtype = mx.bfloat16) -> MoshiForConditionalGeneration:
+def weightless(config: MoshiConfig, bits: Bits, dtype: mx.Dtype = mx.bfloat16) -> MoshiForConditionalGeneration:
     """A model as the loader makes it, whose weights have shape and type and take no memory. Mimi is float32."""
     model = MoshiForConditionalGeneration(config)
     tensors = dict(language_tensors(config, bits, dtype))  # lazy, and never evaluated

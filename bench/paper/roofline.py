@@ -12,33 +12,18 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mlx.core as mx
-
-from moshi_mlx import MoshiConfig
-from moshi_mlx.conversation.session import BUFFER_CACHE_BYTES
 from moshi_mlx.machine import chips
 from moshi_mlx.machine.chips import FRAME_MS, Chip
-from moshi_mlx.models.state import flatten
 
 from .. import cases, measure
-from . import dispatches
-from .dispatches import weightless, weightless_tree
+from ..cases import weights_name
+from ..random_checkpoint import Bits
+from . import dispatches, serving
+from .costs import KERNEL_US, Cost, cost
+from .dispatches import weightless
 
-# What one more small kernel costs on a GPU of Apple's that runs them one after the other: 832 of them took 4.30 ms on
-# an M2 Pro (github.com/antonellof/ferrox, issue 149). An assumption for all chips; --kernel-us sets another.
-KERNEL_US = 5.2
 # What users of the earlier port report of its language step alone, codec not included: (chip, bits) -> ms.
-REPORTED = {("M1 Pro", 4): "45-55", ("M5", 4): "48 (p95 50)", ("M5", 8): "74 (p95 91)"}
-
-
-class Cost(NamedTuple):
-    """Of one duplex frame, in bytes, operations and kernels; `held`: weights, caches, MLX's freed buffers."""
-
-    weights: int
-    state: int
-    operations: int
-    kernels: int
-    held: int
+REPORTED: dict[tuple[str, Bits], str] = {("M1 Pro", 4): "45-55", ("M5", 4): "48 (p95 50)", ("M5", 8): "74 (p95 91)"}
 
 
 class Bound(NamedTuple):
@@ -61,18 +46,6 @@ class Bound(NamedTuple):
         return max(parts, key=lambda name: parts[name])
 
 
-def cost(config: MoshiConfig, bits: int | None, context: str = "full", dtype: mx.Dtype = mx.bfloat16) -> Cost:
-    """Counted on the graph of one duplex frame (see `measure.Traffic`)."""
-    model = weightless(config, bits, dtype)
-    work = cases.work(model, cases.Spec("duplex-frame", context=context, frames=1))
-    state = weightless_tree(work.state())
-    work = work._replace(state=lambda: state)
-    traffic = measure.traffic(model, work)
-    kernels = dispatches.of_work(work).total()
-    held = sum(leaf.nbytes for tree in (model.parameters(), state) for _, leaf in flatten(tree))
-    return Cost(traffic.weights, traffic.state, traffic.operations, kernels, held + BUFFER_CACHE_BYTES)
-
-
 def bound(chip: Chip, frame: Cost, kernel_us: float = KERNEL_US) -> Bound:
     """Of one frame on a chip: its bytes at the published bandwidth, its operations at the chip's float32 rate."""
     memory = chips.frame_bound_ms(frame.weights + frame.state, chip.bandwidth)
@@ -91,7 +64,7 @@ def verdict(chip: Chip, frame: Cost, least: Bound) -> str:
     return f"yes, {memory} GB" if least.left >= 0.1 else f"barely, {memory} GB"
 
 
-def rows(chosen: list[Chip], costs: dict[int | None, Cost], kernel_us: float) -> list[dict[str, Any]]:
+def rows(chosen: list[Chip], costs: dict[Bits, Cost], kernel_us: float) -> list[dict[str, Any]]:
     """A row for each chip and quantization."""
     found = []
     for chip in chosen:
@@ -101,13 +74,14 @@ def rows(chosen: list[Chip], costs: dict[int | None, Cost], kernel_us: float) ->
                 {"chip": chip.name, "bandwidth_gb_s": chip.bandwidth, "bits": bits, **least._asdict(),
                  "share_left": least.left, "binds": least.binds,
                  "conversation": verdict(chip, frame, least),
-                 "reported_by_users_of_earlier_port_ms": REPORTED.get((chip.name, bits or 16))}
+                 "people": serving.both(chip, serving.needs_of(frame, bits, kernel_us)),
+                 "reported_by_users_of_earlier_port_ms": REPORTED.get((chip.name, bits))}
             )  # fmt: skip
     return found
 
 
 HEADERS = ["chip", "GB/s", "weights", "memory ms", "compute ms", "+ kernels ms", "= frame ms", "of 80 ms left", "binds",
-           "conversation", "earlier port, reported"]  # fmt: skip
+           "conversation", "people", "earlier port, reported"]  # fmt: skip
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -115,17 +89,13 @@ def cells(row: dict[str, Any]) -> list[str]:
     return [
         row["chip"], f"{row['bandwidth_gb_s']:g}", weights_name(row["bits"]), f"{row['memory_ms']:.1f}",
         "-" if compute is None else f"{compute:.1f}", f"{row['kernels_ms']:.1f}", f"{row['total_ms']:.1f}",
-        f"{row['share_left']:.0%}", row["binds"], row["conversation"],
+        f"{row['share_left']:.0%}", row["binds"], row["conversation"], row["people"],
         row["reported_by_users_of_earlier_port_ms"] or "",
     ]  # fmt: skip
 
 
-def weights_name(bits: int | None) -> str:
-    return f"q{bits}" if bits else "bf16"
-
-
 def report(
-    size: str, chosen: list[Chip], bits: list[int | None], context: str, kernel_us: float, file: Path | None = None
+    size: str, chosen: list[Chip], bits: list[Bits], context: str, kernel_us: float, file: Path | None = None
 ) -> str:
     """The tables as text; with `file`, all numbers as JSON there."""
     config = cases.config_of(size)
@@ -136,7 +106,7 @@ def report(
         file.write_text(json.dumps({"size": size, "context": context, "frame": counted, "chips": found}, indent=1))
     frames = [[weights_name(b), f"{f.weights / 1e9:.2f}", f"{f.state / 1e9:.2f}", f"{f.operations / 1e9:.1f}",
                str(f.kernels), f"{f.held / 1e9:.2f}"] for b, f in costs.items()]  # fmt: skip
-    least = min((b or 16, b) for b in bits)[1]
+    least = min(bits, key=lambda b: costs[b].weights)
     launched = dispatches.of_parts(weightless(config, least))
     headers = ["weights", "GB of weights a frame", "GB of caches", "10^9 operations", "kernels", "GB held"]
     return "\n\n".join((
@@ -146,7 +116,6 @@ def report(
         dispatches.report(launched),
         measure.table(HEADERS, [cells(row) for row in found]),
         f"frame ms = greater of memory and compute + kernels at {kernel_us:g} us each (an assumption). 'barely': less "
-        "than 10% of the 80 ms left. People at once: "
-        "python -m bench.people chips. Reported: by users, of the earlier port's language "
-        "step without the codec.",
+        "than 10% of the 80 ms left. people: at once, in one step, paper / likely (bench/paper/serving.py). Reported: "
+        "by users, of the earlier port's language step without the codec.",
     ))  # fmt: skip

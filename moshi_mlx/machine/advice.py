@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from ..models.layers.cache import KV_BITS
 from ..models.moshi import Moshi
 from ..terminal.sizes import size
-from . import preflight
+from . import chips, preflight
 from .chips import FRAME_MS
 
 LEAST_CONTEXT = 250  # frames, 20 s: with less, a conversation forgets what it is about
@@ -98,6 +99,17 @@ def _helps(
 def _needless(name: str, helping: dict[str, float]) -> bool:
     """Whether it takes 4 bits where 8 would do."""
     return name.endswith("--kv-bits 4") and name.removesuffix("4") + "8" in helping
+
+
+def for_many(model: Any, device: str) -> str:
+    """What would let a device of this name hold more conversations in one step; "" where its weights are read once."""
+    modes = {module.mode for module in model.modules() if isinstance(module, nn.QuantizedLinear)}
+    if not any(chips.reads_anew(device, mode) for mode in modes):
+        return ""
+    return (
+        f"{device} reads these weights anew for each person at once; a copy in mxfp4 is read once for all: "
+        "python -m moshi_mlx.convert -q --q-mode mxfp4"
+    )
 
 
 def library() -> Iterator[str]:

@@ -90,6 +90,14 @@ def of_machine(info: Mapping[str, Any]) -> Chip | None:
     return min(fitting or rows, key=lambda chip: chip.bandwidth)
 
 
+def reads_anew(name: str, mode: str) -> bool:
+    """Whether a chip reads weights of a quantization mode anew for each row of a product with several.
+
+    MLX's product of several rows with affine weights asks for M3 or later (PR 3764); those of mxfp4 it has everywhere.
+    """
+    return mode == "affine" and name.removeprefix("Apple ").split(" ")[0] in ("M1", "M2")
+
+
 def measured_bandwidth(read_bytes: int = 2**29, times: int = 5) -> float:
     """GB/s at which the default device reads memory, the best of some sums over one array."""
     array = mx.zeros((read_bytes // 4,))

@@ -32,7 +32,7 @@ def make_batch(arguments: argparse.Namespace, say: Callable[[str], None]) -> Any
     import mlx.core as mx
 
     from ..huggingface.loading import load
-    from ..machine import preflight
+    from ..machine import advice, preflight
     from . import capacity
 
     say(f"loading {arguments.model} ...")
@@ -41,6 +41,8 @@ def make_batch(arguments: argparse.Namespace, say: Callable[[str], None]) -> Any
         given["dtype"] = mx.float32
     model = load(arguments.model, **given)
     say(preflight.report(model, arguments.kv_bits))
+    if arguments.slots != 1 and (hint := advice.for_many(model, str(mx.device_info().get("device_name", "")))):
+        say(hint)
     _check_frames(arguments.model, model.config.audio_encoder_config)
 
     def sized(slots: int) -> Any:

@@ -15,7 +15,7 @@ import moshi_mlx
 from bench import __main__ as cli
 from bench import cases, floor, growth, measure, peers, plots, random_checkpoint
 from bench.cases import Spec, Work
-from bench.paper import roofline
+from bench.paper import roofline, serving
 from moshi_mlx import MoshiConfig
 from moshi_mlx.machine import chips
 from moshi_mlx.models.layers.cache import capacity_of
@@ -138,12 +138,11 @@ def matrix_bytes(config, bits, width):
     rows = 17 * config.hidden_size + 8 * depth.hidden_size
     norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
     norms += 8 * 2 * depth.num_hidden_layers * depth.hidden_size
-    group_size = {4: 32, 8: 64}.get(bits)
-    each = bits / 8 + 2 * width / group_size if bits else width
+    each = {None: width, 4: 1 / 2 + 2 * width / 32, 8: 1 + 2 * width / 64, "mxfp4": 1 / 2 + 1 / 32}[bits]
     return round((matrices + rows) * each) + norms * width
 
 
-@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("bits", [None, 8, 4, "mxfp4"])
 def test_bytes_equal_a_count_by_hand(bits):
     sizes = random_checkpoint.lm_config(256, 2, 256, 3, 512, 64)  # widths of whole groups
     config = MoshiConfig.from_kyutai(sizes, "small", cases.config_of("small").audio_encoder_config)
@@ -221,7 +220,7 @@ def test_random_weights_are_written_once_with_published_names(tmp_path):
     names = mx.load(str(folder / "mimi.safetensors"))
     assert any(name.endswith("self_attn.in_proj_weight") for name in names)
     moshi_mlx.load(folder)
-    with pytest.raises(moshi_mlx.ConfigError, match="no multiple of a group of 32"):
+    with pytest.raises(moshi_mlx.ConfigError, match="4 bits in groups of 32: it has matrices of 176 inputs"):
         cases.checkpoint("small", 4, tmp_path)
 
 
@@ -274,12 +273,18 @@ MULTIPLIED += 8 * (4096 * 1024 + 6 * (4 * 1024**2 + 3 * 1024 * 2816) + 1024 * 20
 @pytest.fixture(scope="module")
 def cost_of_7b():
     config = cases.config_of("7b")
-    return {bits: roofline.cost(config, bits, "empty") for bits in (None, 8, 4)}
+    return {bits: roofline.cost(config, bits, "empty") for bits in (None, 8, 4, "mxfp4")}
 
 
+@pytest.mark.compiled
 def test_roofline_of_7b_is_that_of_its_weights(cost_of_7b):
     codec = 0.33e9  # bytes of float32 that Mimi reads, there and back
-    each = {None: 2, 8: 1 + 4 / 64, 4: 0.5 + 4 / 32}  # bytes of a weight with its share of scale and bias
+    each = {
+        None: 2,
+        8: 1 + 4 / 64,
+        4: 0.5 + 4 / 32,
+        "mxfp4": 0.5 + 1 / 32,
+    }  # of a weight, scale and bias included
     for bits, frame in cost_of_7b.items():
         assert frame.weights == pytest.approx(MULTIPLIED * each[bits] + codec, rel=0.01)
     m2 = chips.find("M2")[0]
@@ -289,12 +294,14 @@ def test_roofline_of_7b_is_that_of_its_weights(cost_of_7b):
     assert language * 4.25 / 5 == pytest.approx(39, rel=0.1)
 
 
+@pytest.mark.compiled
 def test_no_reported_time_beats_its_bound(cost_of_7b):
     for (name, bits), reported in roofline.REPORTED.items():
         least = roofline.bound(chips.find(name)[0], cost_of_7b[bits])
         assert least.memory_ms < float(reported.partition(" ")[0].partition("-")[0])
 
 
+@pytest.mark.compiled
 def test_verdicts(cost_of_7b):
     frame = roofline.cost(cases.config_of("7b"), 4)
     m1, m2, fast = (chips.find(name)[0] for name in ("M1", "M2", "M2 Max"))
@@ -304,6 +311,7 @@ def test_verdicts(cost_of_7b):
     assert roofline.verdict(m2, held._replace(held=int(30e9)), roofline.bound(m2, held)) == "does not fit"
 
 
+@pytest.mark.compiled
 def test_what_binds():
     frame = roofline.cost(cases.config_of("7b"), 4)
     for name, what in (("M2", "bytes"), ("M3 Max (40-core GPU)", "bytes"), ("M5 Ultra", "kernels")):
@@ -318,6 +326,7 @@ def test_weightless_models_take_no_memory():
     assert mx.get_active_memory() - before < 1e6
 
 
+@pytest.mark.compiled
 def test_roofline_command(tmp_path, capsys):
     arguments = ["roofline", "--chip", "M2", "m4 max", "--bits", "4", "--json", str(tmp_path / "r.json")]
     assert cli.main(arguments) == 0
@@ -328,6 +337,16 @@ def test_roofline_command(tmp_path, capsys):
     written = json.loads((tmp_path / "r.json").read_text())
     assert [row["chip"] for row in written["chips"]] == ["M2", "M4 Max (32-core GPU)", "M4 Max (40-core GPU)"]
     assert written["frame"]["q4"]["weights"] > 4e9
+
+
+def test_people_on_chips_that_read_affine_weights_anew():
+    affine, floats, whole = (serving.Needs(4.1e9, 1e9, 0.007, bits) for bits in (4, "mxfp4", None))
+    old, new = (chips.find(name)[0] for name in ("M2 Max", "M3 Max (40-core GPU)"))
+    assert serving.paper(old, affine) == serving.paper(new, floats) == 21
+    assert serving.likely(old, affine) == int(0.067 * 0.8 * 400e9 // 5.1e9)
+    assert serving.likely(old, floats) == serving.likely(new, floats) == serving.likely(new, affine) > 4
+    assert serving.likely(old, whole) == 17
+    assert serving.both(old, affine) == f"{serving.paper(old, affine)} / 4"
 
 
 def test_chips():

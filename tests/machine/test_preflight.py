@@ -227,3 +227,16 @@ def test_a_slow_blas_is_named(sizes, monkeypatch):
     assert "OpenBLAS" not in advice.for_speed(sizes[4], advice.Asked("x"), 300)
     monkeypatch.setattr(advice.sys, "platform", "darwin")
     assert "OpenBLAS" not in advice.for_speed(sizes[4], advice.Asked("x"), 300)
+
+
+@pytest.mark.parametrize(
+    ("bits", "device", "helps"),
+    [
+        (4, "Apple M1 Max", True), (8, "Apple M2", True), ("mxfp4", "Apple M1 Max", False), (None, "Apple M2", False),
+        (4, "Apple M3 Ultra", False), (4, "Apple M10", False), (4, "NVIDIA H100", False), (4, "", False),
+    ],
+)  # fmt: skip
+def test_weights_that_are_read_anew_for_each_person_are_named(bits, device, helps):
+    said = advice.for_many(weightless(PRESETS["moshi-7b"], bits), device)
+    assert ("--q-mode mxfp4" in said) == helps
+    assert said.startswith(device) if helps else not said

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from serving import SIZE, EchoBatch, run, visit
@@ -95,6 +96,17 @@ def test_auto_on_a_machine_that_is_too_slow_is_named():
 
     with pytest.raises(InputError, match=r"^--slots auto: one conversation takes 500 ms a frame"):
         capacity.largest(Batch, now=lambda: clock[0])
+
+
+@pytest.mark.parametrize(("slots", "told"), [(2, True), (1, False)])
+def test_an_old_chip_is_told_what_holds_more_people(monkeypatch, slots, told):
+    monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "Apple M2 Max"})
+    said = []
+    arguments = types.SimpleNamespace(
+        model="miniature", adapter=None, slots=slots, kv_bits=None, context=None, guidance=1.0, codebooks=None
+    )
+    assert command.make_batch(arguments, said.append).slots == slots
+    assert any("--q-mode mxfp4" in line for line in said) == told
 
 
 def test_the_end_by_a_signal_lets_people_finish():
