@@ -160,10 +160,15 @@ class Talk(ABC):
         await place.turn()
         await self.begin()
         await self.greet()
+        loop = asyncio.get_running_loop()
         while self.max_frames is None or self.frames < self.max_frames:
             frame, made = await self._outbox.get()
             self.frames += 1
-            await asyncio.wait_for(self.speak(frame), SEND_SECONDS)
+            late = loop.call_later(SEND_SECONDS, self.end, End("gone", "the connection is gone"))
+            try:
+                await self.speak(frame)
+            finally:
+                late.cancel()
             self.house.figures.speaking.observe(time.monotonic() - made)
         raise End("over", f"the {self.max_frames} frames that were asked for are over")
 
