@@ -186,9 +186,10 @@ def of_checkpoint(
         whole + BUFFER_CACHE_BYTES, "the whole model, which --calibrate listens with,",
         "calibrate on a larger machine: what is written there runs here",
     )  # fmt: skip
+    speech = comparing.heard(sound, checkpoint.config.audio_encoder_config)
     arrays = {name: as_mx(tensor.read(), tensor.info.dtype) for name, tensor in weights.items()}
     model = build(checkpoint._replace(lora={}), None, MoshiForConditionalGeneration, arrays)
-    said = comparing.talk(model, comparing.heard(sound, model.config.audio_encoder_config), seed=0)
+    said = comparing.talk(model, speech, seed=0)
     infos = {name: tensor.info for name, tensor in weights.items()}
     return calibrate(model, said, kinds, usual, infos, budget)
 

@@ -117,12 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return commands[argv[0]](argv[1:])
             parser = _parser()
             return convert(_without_idle_settings(parser.parse_args(argv), parser))
-    except MoshiError as error:
-        streams.say(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}")
-        return 2
-    except OSError as error:
-        streams.say(f"{PROGRAM}: error: {error.filename or 'system'}: {error.strerror or error}")
-        return 2
+    except (MoshiError, OSError) as error:
+        return streams.failed(PROGRAM, error)
     except KeyboardInterrupt as stop:
         streams.say(f"{PROGRAM}: interrupted, {stop if str(stop) else 'nothing was written'}")
         return 130

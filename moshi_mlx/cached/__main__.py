@@ -27,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _list()
     except MoshiError as error:
-        streams.say(f"{PROGRAM}: error: {' '.join(str(error).split())}")
-        return 2
+        return streams.failed(PROGRAM, error)
     except KeyboardInterrupt:
         streams.say(f"{PROGRAM}: interrupted; what was fetched stays, and fetching goes on from there")
         return 130

@@ -93,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             report.write(arguments.report, found, seconds)
             streams.tell(f"report written to {arguments.report}")
     except InputError as error:
-        streams.say(f"{PROGRAM}: error: {error}")
-        return 2
+        return streams.failed(PROGRAM, error)
     except KeyboardInterrupt:
         streams.say(f"{PROGRAM}: interrupted, no report was written")
         return 130

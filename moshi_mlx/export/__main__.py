@@ -53,12 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         return _run(arguments)
-    except MoshiError as error:
-        streams.say(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}")
-        return 2
-    except OSError as error:
-        streams.say(f"{PROGRAM}: error: {error.filename or 'system'}: {error.strerror or error}")
-        return 2
+    except (MoshiError, OSError) as error:
+        return streams.failed(PROGRAM, error)
     except KeyboardInterrupt:
         streams.say(f"{PROGRAM}: interrupted")
         return 130

@@ -38,12 +38,6 @@ def _run(program: str, kind: type[Talk], arguments: argparse.Namespace, interrup
         return STATUS if talk.stop.is_set() and not (talk.live and statistics.frames) else 0
 
 
-def _list_devices() -> int:
-    for device in portaudio.devices():
-        streams.write_out(f"{device}\n")
-    return 0
-
-
 def run(program: str, kind: type[Talk], parse: Parse, argv: Sequence[str] | None) -> int:
     """Runs a command line whose arguments are `parse`d, as a talk of that kind; returns the exit status."""
     before = sys.getswitchinterval()
@@ -53,10 +47,11 @@ def run(program: str, kind: type[Talk], parse: Parse, argv: Sequence[str] | None
         with Interrupts() as interrupts:
             if arguments.list_voices:
                 return personas.list_voices(arguments, view.write_out)
-            return _list_devices() if arguments.list_devices else _run(program, kind, arguments, interrupts)
+            if arguments.list_devices:
+                return streams.listed(portaudio.devices())
+            return _run(program, kind, arguments, interrupts)
     except MoshiError as error:
-        streams.say(f"{program}: error: {' '.join(str(error).splitlines())}")
-        return 2
+        return streams.failed(program, error)
     except KeyboardInterrupt as stop:
         kept = f" ({stop})" if str(stop) else ""
         streams.say(f"{program}: interrupted, no output was written{kept}")

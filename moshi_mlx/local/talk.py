@@ -7,7 +7,6 @@ import contextlib
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from ..models.moshi import Moshi
 from ..models.roles import check_role
 from ..terminal import streams
 from ..terminal.interrupt import Interrupts
-from ..terminal.progress import Loading
 from . import options, personas, screen, view
 from .ends import FRAME_SIZE, SAMPLE_RATE, Ends
 from .keyboard import Keys
@@ -100,38 +98,31 @@ class Talk:
         """Loads the model, compiles its step, and finds out whether this machine can hold the conversation."""
         import moshi_mlx
 
-        from ..checkpoints import hub
-        from ..machine import advice, preflight
+        from ..machine import advice, loading, preflight
 
-        arguments = self.arguments
-        if arguments.quiet:
-            hub.be_quiet()
+        arguments, began = self.arguments, time.perf_counter()
         asked = advice.Asked(arguments.model, arguments.kv_bits, arguments.context)
-        plan = preflight.plan(arguments.model)
-        self.say(f"loading {plan or arguments.model} ...")
-        if plan:
-            self._check(preflight.check_memory, plan.size, f"{arguments.model} alone", advice.before_loading(asked))
-        began = time.perf_counter()
         adapted = {"adapter": arguments.adapter} if arguments.adapter else {}
-        with Loading(plan.size if plan else 0), warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            model = moshi_mlx.load(arguments.model, **adapted)
+        force = arguments.force or not self.live  # where nothing runs in real time, it is only said
+        model = loading.load(
+            arguments.model, lambda: moshi_mlx.load(arguments.model, **adapted), self.say,
+            force=force, quiet=arguments.quiet, advice=advice.before_loading(asked),
+        )  # fmt: skip
         if isinstance(model, Moshi):
             check_role(model, *self.roles)
-        for warning in told:
-            self.say(f"warning: {warning.message}")
         held = [arguments.kv_bits, arguments.context, self.guidance]
         self.say(f"loaded in {time.perf_counter() - began:.1f} s; {preflight.report(model, *held)}")
         needed = preflight.conversation_bytes(model, *held)
-        self._check(lambda *_: preflight.check_memory(
-            needed, "a conversation with a full context", advice.for_memory(model, asked, preflight.usable_bytes())
-        ))  # fmt: skip
+        with loading.forced(force, self.say):
+            help_it = advice.for_memory(model, asked, preflight.usable_bytes())
+            preflight.check_memory(needed, "a conversation with a full context", help_it)
         session = self._session(model)
         self._check_frames(session)
         frames = preflight.time_live(session) if self.live else preflight.time_frames(session, 0)
         if self.live:
             helps = advice.for_speed(model, asked, preflight.median_ms(frames))
-            self._check(lambda *_: self.say(preflight.check_speed(frames, helps)))
+            with loading.forced(force, self.say):
+                self.say(preflight.check_speed(frames, helps))
         if arguments.drawn:
             self.say(f"seed {arguments.seed}")
         return session
@@ -161,15 +152,6 @@ class Talk:
         asked = {name: getattr(self.arguments, name) for name in names}
         settings = {name: value for name, value in asked.items() if value is not None}
         return settings | ({"progress": False} if self.arguments.quiet else {})
-
-    def _check(self, check: Any, *given: Any) -> None:
-        """What a person may overrule is only said where it is overruled, or where nothing runs in real time."""
-        try:
-            check(*given)
-        except InputError as error:
-            if self.live and not self.arguments.force:
-                raise
-            self.say(f"warning: {str(error).removesuffix(', or go on all the same with --force')}")
 
     def _check_frames(self, session: Any) -> None:
         if (session.sample_rate, session.frame_size) != (SAMPLE_RATE, FRAME_SIZE):

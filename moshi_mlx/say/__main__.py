@@ -14,24 +14,17 @@ from . import options
 from .run import Run, list_voices
 
 
-def _list_devices() -> int:
-    for device in portaudio.devices():
-        streams.write_out(f"{device}\n")
-    return 0
-
-
 @streams.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status, which --help describes."""
     arguments = options.parse(argv)
     try:
         if arguments.list_devices:
-            return _list_devices()
+            return streams.listed(portaudio.devices())
         with Interrupts() as interrupts, contextlib.ExitStack() as stack:
             return list_voices(arguments) if arguments.list_voices else Run(arguments, stack, interrupts)()
     except MoshiError as error:
-        streams.say(f"{options.PROGRAM}: error: {' '.join(str(error).splitlines())}")
-        return 2
+        return streams.failed(options.PROGRAM, error)
     except KeyboardInterrupt:
         streams.say(f"{options.PROGRAM}: interrupted, no output was written")
         return STATUS

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import threading
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from ..audio import devices, files, pipes
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError
 from ..models.roles import check_role
 from ..roles import voices
 from ..roles.speaker import Speaker
 from ..terminal import streams
 from ..terminal.interrupt import STATUS, Interrupts
-from ..terminal.progress import Loading
 from . import options
 from .texts import texts_of
 
@@ -89,23 +87,15 @@ class Run:
     def _load(self, voice: list[Path]) -> Speaker:
         import moshi_mlx
 
-        from ..checkpoints import hub
-        from ..machine import preflight
+        from ..machine import loading
 
-        arguments = self.arguments
-        if arguments.quiet:
-            hub.be_quiet()
-        plan = preflight.plan(arguments.model)
-        self._tell(f"loading {plan or arguments.model} ...")
-        if plan:
-            self._check_memory(plan.size, f"{arguments.model} alone")
-        began = time.perf_counter()
-        with Loading(plan.size if plan else 0), warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            model = moshi_mlx.load(arguments.model)
-        for warning in told:
-            self._tell(f"warning: {warning.message}")
-        self._check_memory(preflight.conversation_bytes(model, arguments.kv_bits, arguments.context), "speaking")
+        arguments, began = self.arguments, time.perf_counter()
+        model = loading.load(
+            arguments.model, lambda: moshi_mlx.load(arguments.model), self._tell,
+            force=arguments.force, quiet=arguments.quiet,
+        )  # fmt: skip
+        asked = {name: getattr(arguments, name) for name in ("force", "kv_bits", "context")}
+        loading.check_conversation(model, "speaking", self._tell, **asked)
         speaker = model.speaker(voice, arguments.seed, progress=not arguments.quiet, **self._settings())
         if (speaker.sample_rate, speaker.frame_size) != (SAMPLE_RATE, FRAME_SIZE):
             raise ConfigError(
@@ -115,16 +105,6 @@ class Run:
         seed = f", seed {arguments.seed}" if arguments.drawn else ""
         self._tell(f"ready in {time.perf_counter() - began:.1f} s{seed}")
         return speaker
-
-    def _check_memory(self, needed: int, what: str) -> None:
-        from ..machine import preflight
-
-        try:
-            preflight.check_memory(needed, what, "use a smaller or quantized checkpoint, or --kv-bits 8")
-        except InputError as error:
-            if not self.arguments.force:
-                raise
-            self._tell(f"warning: {error}")
 
     def _names(self, home: voices.Home) -> list[str]:
         """Of the voices that are asked for."""

@@ -157,8 +157,7 @@ def run(arguments: argparse.Namespace, program: str, opened: Callable[[str], Non
             raise InputError(f"{error.name} is not installed: {install('serve')}") from None
         asyncio.run(serve(arguments, opened))
     except MoshiError as error:
-        streams.say(f"{program}: error: {' '.join(str(error).splitlines())}")
-        return 2
+        return streams.failed(program, error)
     except KeyboardInterrupt:
         return STATUS_NOW
     return 0

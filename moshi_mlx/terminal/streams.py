@@ -7,8 +7,12 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
+
+from ..errors import MoshiError
+
+FAILED = 2  # the exit status of what is wrong, which one line says
 
 Main = TypeVar("Main", bound=Callable[..., int])
 
@@ -54,6 +58,22 @@ def say(line: str) -> None:
 def tell(line: str) -> None:
     """A line to standard output."""
     write_out(line + "\n")
+
+
+def listed(things: Iterable[object]) -> int:
+    """Each on a line of standard output. -> the exit status of a command that was asked for them."""
+    for thing in things:
+        tell(str(thing))
+    return 0
+
+
+def failed(program: str, error: Exception) -> int:
+    """Says in one line why a command failed. -> its exit status."""
+    why = str(error)
+    if isinstance(error, OSError) and not isinstance(error, MoshiError):
+        why = f"{error.filename or 'system'}: {error.strerror or error}"
+    say(f"{program}: error: {' '.join(why.splitlines())}")
+    return FAILED
 
 
 def command(main: Main) -> Main:

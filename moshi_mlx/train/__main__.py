@@ -29,12 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         return _prepare(arguments[1:]) if arguments[:1] == ["prepare"] else _train(arguments)
-    except MoshiError as error:
-        say(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}")
-        return 2
-    except OSError as error:  # a folder that vanished, for example
-        say(f"{PROGRAM}: error: {error.filename or 'the system'}: {error.strerror or error}")
-        return 2
+    except (MoshiError, OSError) as error:  # a folder that vanished, for example
+        return streams.failed(PROGRAM, error)
     except MemoryError as error:
         say(f"{PROGRAM}: error: out of memory ({' '.join(str(error).split())}); a smaller --batch-size needs less")
         return 2

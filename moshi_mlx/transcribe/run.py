@@ -7,7 +7,6 @@ import contextlib
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from ..roles.transcriber import Transcriber
 from ..roles.transcript import Transcript, TranscriptFile, format_of
 from ..terminal import streams
 from ..terminal.interrupt import STATUS, Interrupts
-from ..terminal.progress import Loading, steps
+from ..terminal.progress import steps
 from . import options
 from .live import Listening
 from .view import Json, Plain
@@ -114,40 +113,22 @@ class Run:
     def _load(self) -> Transcriber:
         import moshi_mlx
 
-        from ..checkpoints import hub
-        from ..machine import preflight
+        from ..machine import loading
 
-        arguments = self.arguments
-        if arguments.quiet:
-            hub.be_quiet()
-        plan = preflight.plan(arguments.model)
-        self._say(f"loading {plan or arguments.model} ...")
-        if plan:
-            self._check_memory(plan.size, f"{arguments.model} alone")
-        began = time.perf_counter()
-        with Loading(plan.size if plan else 0), warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            model = moshi_mlx.load(arguments.model)
-        for warning in told:
-            self._say(f"warning: {warning.message}")
+        arguments, began = self.arguments, time.perf_counter()
+        model = loading.load(
+            arguments.model, lambda: moshi_mlx.load(arguments.model), self._say,
+            force=arguments.force, quiet=arguments.quiet,
+        )  # fmt: skip
         check_model(model)
-        self._check_memory(preflight.conversation_bytes(model, arguments.kv_bits, arguments.context), "a transcription")
+        asked = {name: getattr(arguments, name) for name in ("force", "kv_bits", "context")}
+        loading.check_conversation(model, "a transcription", self._say, **asked)
         transcriber = Transcriber(model, arguments.seed, progress=not arguments.quiet, **self._settings())
         size = (transcriber.sample_rate, transcriber.frame_size)
         if (self._listening or self._raw) and size != (CODEC_RATE, CODEC_FRAME):
             raise InputError(f"{arguments.model}: hears frames of {size[1]} samples at {size[0]} Hz; give it a file")
         self._say(f"ready in {time.perf_counter() - began:.1f} s")
         return transcriber
-
-    def _check_memory(self, needed: int, what: str) -> None:
-        from ..machine import preflight
-
-        try:
-            preflight.check_memory(needed, what, "use a smaller or quantized checkpoint, or --kv-bits 8")
-        except InputError as error:
-            if not self.arguments.force:
-                raise
-            self._say(f"warning: {error}")
 
     def _settings(self) -> dict[str, Any]:
         names = ("temperature", "codebooks", "context", "kv_bits", "refresh")

@@ -181,7 +181,7 @@ def test_a_slow_reader_is_let_go(monkeypatch):
             await me.handshake()
             talk = next(talk for talk in house.talks if talk.seed != 1)
             mine, theirs = me.ws._response.connection.transport, talk.ws._writer.transport
-            mine.pause_reading()  # and so the buffers fill; shrinking what it receives into can stall both ways for good
+            mine.pause_reading()  # and so the buffers fill; a smaller one to receive into can stall both ways
             theirs.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
             for _ in range(200):
                 if talk._ended.done():
