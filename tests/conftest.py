@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 
 import mlx.core as mx
@@ -11,6 +12,10 @@ from helpers import GOLDENS, edit_json
 
 import moshi_mlx
 from moshi_mlx.inputs import compiles
+
+for ignored in (signal.SIGINT, signal.SIGHUP):  # as `nohup` and shells in the background have it
+    if signal.getsignal(ignored) == signal.SIG_IGN:
+        signal.signal(ignored, signal.default_int_handler if ignored == signal.SIGINT else signal.SIG_DFL)
 
 if sys.platform == "darwin" and os.environ.get("MOSHI_MLX_TEST_DEVICES") != "1":
     without_devices.begin()
