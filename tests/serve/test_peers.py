@@ -21,7 +21,7 @@ import moshi_mlx
 from moshi_mlx.checkpoints.names import MINIATURE_FOLDER as MINIATURE
 
 WORDS, FRAMES = "five", 110
-pytestmark = pytest.mark.filterwarnings("ignore")  # their own
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # their own; ten seconds of talk each
 
 
 def question():
@@ -55,7 +55,6 @@ def loudest(pcm):
     return np.abs(np.frombuffer(pcm, "<i2")).max(initial=0) / 32768
 
 
-@pytest.mark.slow
 def test_openai_python():
     openai = pytest.importorskip("openai")
 
