@@ -1,7 +1,7 @@
 """Cases for the tests of `embed/`: bundles, and what the Session says for them, as files.
 
     python embed/tests/cases.py bundles FOLDER       checkpoints and bundles (MLX 0.32 or newer)
-    python embed/tests/cases.py references FOLDER    the Session's frames, with whatever MLX runs this
+    python embed/tests/cases.py references FOLDER [NAME ...]    the Session's frames, with whatever MLX runs this
     python embed/tests/cases.py text FOLDER          random tokens of 32000 pieces, and their fragments
 
 A folder FOLDER/NAME holds checkpoint/ and bundle/; FOLDER/NAME.SETTINGS.txt is a line of settings (seed, temperature,
@@ -114,7 +114,7 @@ def sound() -> np.ndarray:
     return np.resize(question(), FRAMES * 1920).astype(np.float32)
 
 
-def references(folder: Path) -> None:
+def references(folder: Path, *names: str) -> None:
     import mlx.core as mx
 
     import moshi_mlx
@@ -122,6 +122,8 @@ def references(folder: Path) -> None:
 
     frames = np.fromfile(folder / "sound.f32", np.float32).reshape(FRAMES, -1)
     for name, case in CASES.items():
+        if names and name not in names:
+            continue
         session.FIRST_CAPACITY = case.first or 256
         model = moshi_mlx.load(folder / name / "checkpoint", getattr(mx, case.dtype) if case.dtype else None)
         for settings in case.settings:
@@ -174,4 +176,4 @@ def text(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"bundles": bundles, "references": references, "text": text}[sys.argv[1]](Path(sys.argv[2]))
+    {"bundles": bundles, "references": references, "text": text}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
