@@ -20,8 +20,8 @@ import numpy as np
 
 from moshi_mlx import MoshiForConditionalGeneration
 from moshi_mlx.checkpoints import layouts
-from moshi_mlx.checkpoints.filling import language_shapes, module_at
-from moshi_mlx.checkpoints.layouts import Row, linear
+from moshi_mlx.checkpoints.filling import language_shapes, module_at, tensors_of
+from moshi_mlx.checkpoints.layouts import Row
 from moshi_mlx.checkpoints.quantization import Quantization
 from moshi_mlx.checkpoints.reading import Checkpoint, build
 from moshi_mlx.checkpoints.safetensors import Tensor, TensorInfo, as_mx
@@ -98,7 +98,7 @@ def rounded(model: nn.Module, rows: Iterable[Row], kind: Rounding) -> Iterator[N
         module, leaf = module_at(model, row.ours)
         value = module[leaf]
         before.append((module, leaf, value))
-        parts = row.split(value.T if row.build is linear else value)
+        parts = tensors_of(model, [row]).values()
         module[leaf] = row.build([_left_of(part, kind(row.theirs[0].removesuffix(".weight"))) for part in parts])
     try:
         yield
@@ -118,13 +118,11 @@ def _left_of(matrix: mx.array, kind: Quantization | None) -> mx.array:
 def error_of(model: nn.Module, layer: Layer, kind: Quantization) -> float:
     """The squared error that a quantization leaves, as a share of the matrix's square, added up over a layer's."""
     total = mx.array(0.0)
-    for row in layer.rows:
-        module, leaf = module_at(model, row.ours)
-        for part in row.split(module[leaf].T if row.build is linear else module[leaf]):
-            exact = part.astype(mx.float32)
-            lost = exact - _left_of(part, kind).astype(mx.float32)
-            total = total + lost.square().sum() / mx.maximum(exact.square().sum(), 1e-30)
-            mx.eval(total)
+    for matrix in tensors_of(model, layer.rows).values():
+        exact = matrix.astype(mx.float32)
+        lost = exact - _left_of(matrix, kind).astype(mx.float32)
+        total = total + lost.square().sum() / mx.maximum(exact.square().sum(), 1e-30)
+        mx.eval(total)
     return float(total)
 
 

@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 from .. import inputs
 from ..errors import InputError
-from ..models.layers.linear import Embedding
+from ..models.layers.linear import Embedding, resting
 from ..models.layers.transformer import Transformer
 from . import pretrained
 
@@ -111,7 +111,7 @@ def _resize(model: Any, size: int) -> None:
     for place, name in changed:
         place[name].weight = _resized(place[name].weight, old, size)
     for module in heads:
-        module.lm_head.weight = _resized(module.lm_head.weight.T, old, size).T
+        module.lm_head.weight = resting(_resized(module.lm_head.weight.T, old, size))
     for module in modules:
         if getattr(module, "tokenizer", None) is not None:
             module.tokenizer = None
