@@ -3,8 +3,9 @@
     MOSHI_MLX=$(python -m mlx --cmake-dir) swift build -c release --scratch-path build/embed/swift-release
     python -m bench.peers.embedding build/embed  # what embed/check has built, and Swift in release, where it is there
 
-Each round runs every language's own process over every case, one after the other. "host": what the calling thread is
-at work for itself in a frame (walking graphs, handing kernels out), of a graph as long as 7B's with narrow layers.
+Each round runs every language's own process over every case, one after the other. "host": how long the calling thread
+is at work itself in a frame, most of it MLX handing kernels out. "library": of that, what is spent outside of MLX's
+functions. "as long as 7B": as many operations as 7B's frame has, in narrow layers.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def made(name: str, folder: Path, build: Path) -> tuple[Path, Path]:
 
 
 def session(checkpoint: str, frames: int) -> None:
-    """Python's side, in a process of its own: the same two lines as the others print."""
+    """Python's side, in a process of its own: the first two lines that the others print."""
     talk = moshi_mlx.load(checkpoint).session(seed=0, progress=False)
     times, host = [], []
     for _ in range(frames):
@@ -60,14 +61,14 @@ def session(checkpoint: str, frames: int) -> None:
         print(*(f"{ms:.3f}" for ms in line))
 
 
-def timed(commands: dict[str, list[str]], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Of each language, round after round: the median ms of a frame, and of its host time (NaN where not told)."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+def timed(commands: dict[str, list[str]], rounds: int) -> dict[str, list[list[float]]]:
+    """Of each language, round after round: the median ms of a frame, of its host time and of the library's, if told."""
+    found: dict[str, list[list[float]]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, command in commands.items():
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            lines = [np.median([float(ms) for ms in line.split()][WARMUP:]) for line in done.stdout.splitlines()[:2]]
-            found[name].append((float(lines[0]), float(lines[1]) if len(lines) > 1 else float("nan")))
+            lines = [[float(ms) for ms in line.split()][WARMUP:] for line in done.stdout.splitlines()]
+            found[name].append([float(np.median(line)) for line in lines])
     return found
 
 
@@ -86,11 +87,10 @@ def report(build: Path, frames: int, rounds: int, cases: Sequence[str]) -> str:
         found = timed(programs, rounds)
         for name, each in found.items():
             ratios = sorted(own[0] / theirs[0] for own, theirs in zip(each, found["Python"], strict=True))
-            host = float(np.median([host for _, host in each]))
-            median = float(np.median([ms for ms, _ in each]))
+            ms = [f"{np.median(column):.2f}" for column in zip(*each, strict=True)] + ["-", "-"]
             shown = f"{ratios[0]:.2f} / {float(np.median(ratios)):.2f} / {ratios[-1]:.2f}"
-            rows.append([case, name, f"{median:.2f}", shown, "-" if np.isnan(host) else f"{host:.2f}"])
-    headers = ["case", "language", "frame ms", "of Python's: least / median / most", "host ms"]
+            rows.append([case, name, ms[0], shown, *ms[1:3]])
+    headers = ["case", "language", "frame ms", "of Python's: least / median / most", "host ms", "library ms"]
     return measure.table(headers, rows)
 
 
