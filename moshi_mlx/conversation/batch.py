@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
 from .. import inputs
-from ..errors import InputError
 from ..inputs import spelled_out
 from ..models.layers.transformer import grow
 from ..models.moshi import Moshi
@@ -22,6 +21,7 @@ from . import prompt as prompts
 from .duplex import DuplexSampling
 from .frame import Frame
 from .prompt import Prefilled
+from .rows import Slots, parts_of
 from .session import bound_memory, capacities, checked_context
 from .speech import SpeechDetector
 from .text import TextDecoder
@@ -60,7 +60,7 @@ class Row:
         return self.positions > 0
 
 
-class Batch:
+class Batch(Slots[Row]):
     """Up to `slots` conversations in one step. Made by `model.batch(slots)`.
 
     Rows join and leave between any two steps; those that a step is given no sound for pause, which costs them
@@ -98,11 +98,8 @@ class Batch:
         check_role(model, *BOTH_SIDES)
         self._guidance = conversation_guidance(model, guidance)
         config = model.config.audio_encoder_config
-        self.slots, self.sample_rate, self.frame_size = (
-            inputs.whole("slots", slots, 1),
-            config.sampling_rate,
-            config.frame_size,
-        )
+        super().__init__(slots)
+        self.sample_rate, self.frame_size = config.sampling_rate, config.frame_size
         self.context = checked_context(context, model.config.sliding_window)
         """The most frames that a row remembers."""
         self.model = model
@@ -110,7 +107,6 @@ class Batch:
         self._kv_bits = kv_bits
         self._capacities = capacities(self.context, model.config.head_width, kv_bits)
         self._longest = max(duplex.delays_of(model.config)[0])  # delay of Moshi's own codebooks
-        self._rows: dict[int, Row] = {}
         self._turns = inputs.Turns()
         self._unfit: set[int] = set()  # places whose rings hold infinities
         self._steps: dict[tuple[int, int], Any] = {}
@@ -120,16 +116,6 @@ class Batch:
         self._build_kernels(progress)
 
     # Who is there
-
-    @property
-    def rows(self) -> list[Row]:
-        """Those that have joined and not left, longest there first."""
-        return list(self._rows.values())
-
-    @property
-    def free(self) -> int:
-        """How many more can join."""
-        return self.slots - len(self._rows)
 
     @spelled_out(SamplingSettings)
     def join(
@@ -157,11 +143,9 @@ class Batch:
             check_takes_prompts(self.model, "prompt")
             prompt = prompts.checked(prompt, self.context)
         told = self.model.conditions.vector(conditions)
-        if not self.free:
-            raise InputError(f"join: all {self.slots} slots are taken; let one leave first, or make a larger batch")
+        place = self._vacant()
         if not self._rows:
             self._begin()
-        place = min(set(range(self.slots)) - set(self._rows))
         text_of = TextDecoder(self.model.tokenizer, self.model.config.silent_text_tokens)
         speech = SpeechDetector(self.frame_size / self.sample_rate)
         row = self._rows[place] = Row(place, seed, sampling, text_of, speech)
@@ -186,10 +170,6 @@ class Batch:
         row.positions = prompt.length
         row._pending_text = row._text_of(int(np.array(state["text"])[0]))
         row._known = [np.array(prompts.known(self.model, prompt, step)[0])[0] for step in range(1, self._longest)]
-
-    def leave(self, row: Row) -> None:
-        """Ends a conversation; its slot is free. Raises InputError where the row has left already."""
-        del self._rows[self._place(row)]
 
     @spelled_out(SamplingSettings)
     def change(self, row: Row, **settings: Unpack[SamplingSettings]) -> None:
@@ -216,7 +196,7 @@ class Batch:
                 self._advance({}, [row for row in self.rows if not row.primed])
             return self._advance(given, [row for row in self.rows if not row.primed and row not in given])
 
-    def _advance(self, given: Mapping[Row, np.ndarray], priming: Iterable[Row]) -> dict[Row, Frame]:
+    def _advance(self, given: Mapping[Row, np.ndarray], priming: Collection[Row]) -> dict[Row, Frame]:
         """The one evaluation of a step, and its outcome on the host."""
         takes_part = [*given, *priming]
         if not takes_part:
@@ -226,7 +206,7 @@ class Batch:
         sound = np.zeros((self.slots, self.frame_size), np.float32)
         for row, pcm in given.items():
             sound[row._place] = pcm
-        values = self._evaluate(sound, self._parts(given, takes_part))
+        values = self._evaluate(sound, self._parts(given, priming))
         self._unfit |= {row._place for row in takes_part if not values[-1][row._place]}
         return self._frames(given, takes_part, values[:-1])
 
@@ -238,14 +218,9 @@ class Batch:
         mx.eval(reply, finite, self._state)
         return [np.array(part) for part in (*reply, finite)]
 
-    def _parts(self, given: Mapping[Row, Any], takes_part: list[Row]) -> list[mx.array]:
+    def _parts(self, given: Mapping[Row, Any], priming: Collection[Row]) -> list[mx.array]:
         """The arrays of `rows.Parts`."""
-        hears, primes = np.zeros(self.slots, bool), np.zeros(self.slots, bool)
-        keys = np.zeros((self.slots, 2), np.uint32)
-        for row in takes_part:
-            hears[row._place], primes[row._place] = row in given, row not in given
-            keys[row._place] = divmod(row._seed, 2**32)  # as mx.random.key
-        parts = [mx.array(primes), mx.array(primes), mx.array(hears), mx.array(keys)]
+        parts = parts_of(self.slots, given, priming)
         return [*parts, self._known(given)] if self._longest > 1 else parts
 
     def _known(self, given: Iterable[Row]) -> mx.array:
@@ -271,14 +246,6 @@ class Batch:
                 pcm, column = (np.array(sound), np.array(codes)) if ready else (None, None)
                 frames[row] = Frame(pcm, text, int(token), column, row._speech(pcm))
         return frames
-
-    def _sampling_rows(self) -> tuple[RowSampling, RowSampling]:
-        """The settings of the rows' text and sound; those of free slots do not matter."""
-        free = DuplexSampling()
-        settings = [self._rows[place].sampling if place in self._rows else free for place in range(self.slots)]
-        sides: list[list[Any]] = [[each.text for each in settings], [each.audio for each in settings]]
-        text, audio = (RowSampling(mx.array(RowSampling.rows(side)), RowSampling.most_of(side)) for side in sides)
-        return text, audio
 
     def _compiled(self, text_most: int, audio_most: int) -> Any:
         """The step for cuts among so many tokens."""
@@ -339,11 +306,6 @@ class Batch:
         self._unfit.discard(place)
 
     # What people hand in
-
-    def _place(self, row: Row) -> int:
-        if not isinstance(row, Row) or self._rows.get(row._place) is not row:
-            raise InputError(f"row: got {row!r}, expected one that this batch's join returned and that has not left")
-        return row._place
 
     def _sound(self, row: Row, sound: Any) -> np.ndarray:
         self._place(row)

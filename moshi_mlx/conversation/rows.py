@@ -1,4 +1,4 @@
-"""The duplex step of many conversations that come, pause and go: `duplex.step`, told what each row does in it.
+"""Many conversations that come, pause and go: who is there, and `duplex.step`, told what each row does in it.
 
 Every row is computed in every step, so that the step has one shape. A row that has no part in it keeps its state, and
 nothing of its rings is copied (`state.keep_paused`). A new row needs no step of its own: what is small of its state is
@@ -8,14 +8,73 @@ codec stands still.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import mlx.core as mx
+import numpy as np
 
+from .. import inputs
+from ..errors import InputError, brief
 from ..models.moshi import Moshi
+from ..models.sampling import RowSampling
 from ..models.state import State, keep_paused
 from . import duplex
 from .duplex import DuplexSampling, Reply
+
+
+class Occupant(Protocol):
+    """What every row has."""
+
+    _place: int
+    sampling: DuplexSampling
+
+
+R = TypeVar("R", bound=Occupant)
+
+
+class Slots(Generic[R]):
+    """Up to `slots` rows, which join and leave between any two steps."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = inputs.whole("slots", slots, 1)
+        self._rows: dict[int, R] = {}
+
+    @property
+    def rows(self) -> list[R]:
+        """Those that have joined and not left, longest there first."""
+        return list(self._rows.values())
+
+    @property
+    def free(self) -> int:
+        """How many more can join."""
+        return self.slots - len(self._rows)
+
+    def leave(self, row: R) -> None:
+        """Ends a row; its slot is free. Raises InputError where it has left already."""
+        del self._rows[self._place(row)]
+
+    def _vacant(self) -> int:
+        """The first free place. Raises InputError."""
+        if not self.free:
+            raise InputError(f"join: all {self.slots} slots are taken; let one leave first, or make more")
+        return min(set(range(self.slots)) - set(self._rows))
+
+    def _place(self, row: R) -> int:
+        """Where a row is. Raises InputError for what is no row of these."""
+        for place, there in self._rows.items():
+            if there is row:
+                return place
+        raise InputError(f"row: got {brief(row)}, expected one that `join` returned here and that has not left")
+
+    def _samplings(self, free: DuplexSampling) -> list[Any]:
+        """The settings of every place, `free` where nobody is."""
+        return [self._rows[place].sampling if place in self._rows else free for place in range(self.slots)]
+
+    def _sampling_rows(self) -> tuple[RowSampling, RowSampling]:
+        """The settings of text and sound as data; those of free slots do not matter."""
+        settings = self._samplings(DuplexSampling())
+        return RowSampling.of([each.text for each in settings]), RowSampling.of([each.audio for each in settings])
 
 
 class Parts(NamedTuple):
@@ -49,6 +108,18 @@ def step(
         name: keep_paused(parts.hears, now, before[name]) for name, now in (("encoder", encoder), ("decoder", decoder))
     }
     return reply, finite, {**keep_paused(parts.hears | parts.primes, after, before), **codec}
+
+
+def parts_of(slots: int, hearing: Collection[Any], priming: Collection[Any]) -> list[mx.array]:
+    """The arrays of `Parts` but for `known`, of rows that hear and of those that take their first position."""
+    hears, primes = np.zeros(slots, bool), np.zeros(slots, bool)
+    keys = np.zeros((slots, 2), np.uint32)
+    for row in hearing:
+        hears[row._place] = True
+    for row in priming:
+        primes[row._place] = True
+        keys[row._place] = divmod(row._seed, 2**32)  # as mx.random.key
+    return [mx.array(primes), mx.array(primes), mx.array(hears), mx.array(keys)]
 
 
 def begun(state: State, parts: Parts) -> State:

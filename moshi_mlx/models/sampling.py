@@ -124,6 +124,10 @@ class RowSampling:
     values: mx.array  # float32 [B, 4]: temperature, top_k, top_p, log of min_p
     most: int = 0  # no row's top_k is larger; 0 where a row has none
 
+    @classmethod
+    def of(cls, settings: Sequence[Sampling]) -> RowSampling:
+        return cls(mx.array(cls.rows(settings)), cls.most_of(settings))
+
     @staticmethod
     def rows(settings: Sequence[Sampling]) -> np.ndarray:
         """The values of each row."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -12,7 +12,7 @@ from .. import inputs
 from ..conversation import duplex, rows
 from ..conversation.codec import check_codebooks
 from ..conversation.duplex import DuplexSampling
-from ..conversation.rows import Parts
+from ..conversation.rows import Parts, Slots, parts_of
 from ..conversation.session import bound_memory, capacities, checked_context
 from ..errors import InputError
 from ..inputs import spelled_out
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Transcribers:
+class Transcribers(Slots[Listener]):
     """Up to `slots` people in one step. Made by `model.transcribers(slots)`.
 
     Rows join and leave between any two steps; those that a step is given no sound for pause, which costs them nothing.
@@ -50,9 +50,8 @@ class Transcribers:
         """Raises InputError, also for a model that does not transcribe."""
         check_model(model)
         codec = model.config.audio_encoder_config
-        self.slots, self.sample_rate, self.frame_size = (
-            inputs.whole("slots", slots, 1), codec.sampling_rate, codec.frame_size,
-        )  # fmt: skip
+        super().__init__(slots)
+        self.sample_rate, self.frame_size = codec.sampling_rate, codec.frame_size
         self.context = checked_context(context, model.config.sliding_window)
         """The most frames that a row remembers."""
         self.model = model
@@ -61,7 +60,6 @@ class Transcribers:
         """The codebooks of the sound that the model is given; of the others it is given nothing."""
         self._kv_bits, self._refresh = kv_bits, checked_refresh(refresh)
         self._capacities = capacities(self.context, model.config.head_width, kv_bits)
-        self._rows: dict[int, Listener] = {}
         self._unfit: set[int] = set()  # places whose rings hold infinities
         self._turns = inputs.Turns()
         self._steps: dict[int | None, Any] = {}
@@ -77,16 +75,6 @@ class Transcribers:
 
     # Who is there
 
-    @property
-    def rows(self) -> list[Listener]:
-        """Those that have joined and not left, longest there first."""
-        return list(self._rows.values())
-
-    @property
-    def free(self) -> int:
-        """How many more can join."""
-        return self.slots - len(self._rows)
-
     @spelled_out(StreamSettings)
     def join(self, seed: int = 0, **settings: Unpack[StreamSettings]) -> Listener:
         """Another person; settings of the text are those of `Transcriber`.
@@ -95,21 +83,16 @@ class Transcribers:
         exist.
         """
         sampling, seed = self._sampling(settings), inputs.seed(seed)
-        if not self.free:
-            raise InputError(f"join: all {self.slots} slots are taken; let one leave first, or make more")
+        place = self._vacant()
         if not self._rows:
             self._begin()
-        return self._join(min(set(range(self.slots)) - set(self._rows)), seed, sampling)
+        return self._join(place, seed, sampling)
 
     def _join(self, place: int, seed: int, sampling: DuplexSampling) -> Listener:
         if place in self._unfit:
             self._clear(place)
         row = self._rows[place] = Listener(self.model, place, seed, sampling, self.context, self._refresh)
         return row
-
-    def leave(self, row: Listener) -> None:
-        """Ends a row; its slot is free. Raises InputError where it has left already."""
-        del self._rows[self._place(row)]
 
     def reset(self, row: Listener, seed: int | None = None) -> Listener:
         """A new person in a row's place, with its settings and `seed` (None: its own) -> the new row."""
@@ -189,7 +172,7 @@ class Transcribers:
         return {row: events[row] for row in given}
 
     def _advance(
-        self, given: Mapping[Listener, tuple[np.ndarray, int]], priming: Iterable[Listener]
+        self, given: Mapping[Listener, tuple[np.ndarray, int]], priming: Collection[Listener]
     ) -> dict[Listener, list[Event]]:
         """The one evaluation of a step, and its outcome on the host."""
         takes_part = [*given, *priming]
@@ -197,7 +180,7 @@ class Transcribers:
             return {}
         if any(row.positions == self._capacity for row in self._rows.values()) and self._capacity < self.context:
             self._grow()
-        text, heads, codes, finite = self._evaluate(given, takes_part)
+        text, heads, codes, finite = self._evaluate(given, priming)
         self._unfit |= {row._place for row in takes_part if not finite[row._place]}
         events: dict[Listener, list[Event]] = {}
         for row in takes_part:
@@ -211,9 +194,9 @@ class Transcribers:
                 self._refreshed(row)
         return events
 
-    def _evaluate(self, given: Mapping[Listener, Any], takes_part: list[Listener]) -> list[np.ndarray]:
+    def _evaluate(self, given: Mapping[Listener, Any], priming: Collection[Listener]) -> list[np.ndarray]:
         """A step of the state: text [B], heads [B, n, classes], codes [B, K], finite [B]."""
-        parts = self._parts(given, takes_part)
+        parts = parts_of(self.slots, given, priming)
         codes, encoder = self._heard(given, parts)
         sampling, step = self._compiled()
         text, heads, finite, state = step(codes, self._state, parts, *sampling)
@@ -234,22 +217,12 @@ class Transcribers:
         codes, encoder = self._encode(mx.array(sound), self._encoder, parts)
         return codes, encoder
 
-    def _parts(self, given: Mapping[Listener, Any], takes_part: list[Listener]) -> list[mx.array]:
-        """The arrays of `rows.Parts`."""
-        hears, primes = np.zeros(self.slots, bool), np.zeros(self.slots, bool)
-        keys = np.zeros((self.slots, 2), np.uint32)
-        for row in takes_part:
-            hears[row._place], primes[row._place] = row in given, row not in given
-            keys[row._place] = divmod(row._seed, 2**32)  # as mx.random.key
-        return [mx.array(primes), mx.array(primes), mx.array(hears), mx.array(keys)]
-
     def _compiled(self) -> tuple[tuple[mx.array, ...], Any]:
         """The rows' settings as data, and the step for them: one without noise where every row is greedy."""
         free = Sampling(temperature=0)
-        settings = [self._rows[place].sampling.text if place in self._rows else free for place in range(self.slots)]
-        greedy = all(one.greedy for one in settings)
-        most = None if greedy else RowSampling.most_of(settings)  # type: ignore[arg-type]
-        values = () if most is None else (mx.array(RowSampling.rows(settings)),)  # type: ignore[arg-type]
+        settings = [each.text for each in self._samplings(DuplexSampling(free, free))]
+        drawn = None if all(one.greedy for one in settings) else RowSampling.of(settings)
+        most, values = (drawn.most, (drawn.values,)) if drawn else (None, ())
         if most not in self._steps:
             model = self.model
 
@@ -299,11 +272,6 @@ class Transcribers:
         self._unfit.discard(place)
 
     # What people hand in
-
-    def _place(self, row: Listener) -> int:
-        if not isinstance(row, Listener) or self._rows.get(row._place) is not row:
-            raise InputError(f"row: got {row!r}, expected one that `join` returned here and that has not left")
-        return row._place
 
     def _sound(self, row: Listener, sound: Any) -> np.ndarray:
         self._place(row)

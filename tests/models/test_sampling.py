@@ -96,7 +96,7 @@ def test_rows_draw_what_their_settings_draw_alone(others, vocabulary):
     for _ in range(20):
         logits = mx.array(rng.normal(scale=3, size=(len(settings), vocabulary)).astype(np.float32))
         gumbel = mx.array(rng.gumbel(size=logits.shape).astype(np.float32))
-        rows = RowSampling(mx.array(RowSampling.rows(settings)), RowSampling.most_of(settings))
+        rows = RowSampling.of(settings)
         assert (rows.most == 0) == bool(others)
         tokens = np.array(sample(logits, gumbel, rows))
         alone = [sample(logits[i : i + 1], gumbel[i : i + 1], each).item() for i, each in enumerate(settings)]

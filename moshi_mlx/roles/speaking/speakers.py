@@ -12,6 +12,7 @@ from ... import inputs
 from ...conversation import duplex, rows
 from ...conversation.codec import check_codebooks
 from ...conversation.duplex import DuplexSampling
+from ...conversation.rows import Slots
 from ...conversation.session import bound_memory, checked_context
 from ...errors import InputError
 from ...inputs import spelled_out
@@ -48,7 +49,7 @@ class SpeakersSettings(TypedDict, total=False):
     progress: bool | None
 
 
-class Speakers:
+class Speakers(Slots[SpeakerRow]):
     """Up to `slots` utterances in one step. Made by `model.speakers(slots)`; the settings are those of `Speaker`.
 
     `voice` is that of rows that are given none. `sampling` are settings that all rows have: they are compiled into the
@@ -77,7 +78,8 @@ class Speakers:
             raise InputError("model: has no tokenizer, without which no text can be spoken")
         said: dict[str, Any] = dict(settings)
         config, codec = model.config, model.config.audio_encoder_config
-        self.model, self.slots = model, inputs.whole("slots", slots, 1)
+        super().__init__(slots)
+        self.model = model
         self.sample_rate, self.frame_size = codec.sampling_rate, codec.frame_size
         self.context = checked_context(said.get("context"), config.sliding_window)
         """The most frames that a row remembers."""
@@ -93,7 +95,6 @@ class Speakers:
         self._coefficient = 1.0 if self.distilled else self.guidance
         self._voices = voices.voices_of(model, voice)
         self._alike = None if sampling is None else self._sampling(sampling)
-        self._rows: dict[int, SpeakerRow] = {}
         self._turns = inputs.Turns()
         self._halves: dict[Any, Any] = {}
         self._state: State = None
@@ -102,16 +103,6 @@ class Speakers:
         self._build_kernels(bool(said.get("progress", True)))
 
     # Who is there
-
-    @property
-    def rows(self) -> list[SpeakerRow]:
-        """Those that have joined and not left, longest there first."""
-        return list(self._rows.values())
-
-    @property
-    def free(self) -> int:
-        """How many more can join."""
-        return self.slots - len(self._rows)
 
     @spelled_out(SamplingSettings)
     def join(
@@ -129,22 +120,14 @@ class Speakers:
             raise InputError(f"join: got {', '.join(settings)}, but all rows have the settings of `sampling`")
         sampling, seed = self._alike or self._sampling(settings), inputs.seed(seed)
         guidance = self._guidance(guidance)
-        if not self.free:
-            raise InputError(f"join: all {self.slots} slots are taken; let one leave first, or make more")
+        place = self._vacant()
         if self._state is None:  # a step failed
             self._begin()
-        place = min(set(range(self.slots)) - set(self._rows))
         codes = next((each.codes for each in given if each.codes is not None), None)
         self._put(place, seed, given, guidance, 0 if codes is None else codes.shape[1])
         plan = self._plan(len(given) > 1 if turns is None else bool(turns))
         row = self._rows[place] = SpeakerRow(place, plan, utterances.begin(plan, codes), sampling)
         return row
-
-    def leave(self, row: SpeakerRow) -> None:
-        """Ends an utterance, said or not; its slot is free. Raises InputError where it has left already."""
-        if not isinstance(row, SpeakerRow) or self._rows.get(row._place) is not row:
-            raise InputError(f"row: got {row!r}, expected one that join returned and that has not left")
-        del self._rows[row._place]
 
     def _plan(self, turns: bool) -> Plan:
         rate = self.sample_rate / self.frame_size
@@ -223,11 +206,7 @@ class Speakers:
         """The settings of text and sound: of all alike, or of each row; those of free slots do not matter."""
         if self._alike:
             return self._alike.text, self._alike.audio
-        free = DuplexSampling()
-        settings = [self._rows[place].sampling if place in self._rows else free for place in range(self.slots)]
-        sides: list[list[Any]] = [[each.text for each in settings], [each.audio for each in settings]]
-        text, audio = (RowSampling(mx.array(RowSampling.rows(side)), RowSampling.most_of(side)) for side in sides)
-        return text, audio
+        return self._sampling_rows()
 
     def _compiled(self, text: Any, audio: Any, silent: bool) -> Any:
         """Both halves of the step. Values of rows are arguments of theirs, so that what counts is the longest cut."""
