@@ -45,7 +45,7 @@ def restore(session: Session, path: str | os.PathLike[str]) -> None:
     try:
         if about["checksum"] != _checksum(arrays, about["conversation"]):
             raise ValueError("checksum")
-        said = {"guidance": 1.0, "conditions": {}, **json.loads(about["conversation"])}  # which earlier files lack
+        said = json.loads(about["conversation"])
         tail = arrays.pop(TAIL, None)
         _check_agreement(session, said, path)
         state = _whole(session, unflatten(list(arrays.items()))["state"], said["capacity"])
