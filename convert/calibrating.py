@@ -3,8 +3,9 @@
 One layer after the other is rounded alone, coarsely, and the model is asked over the same tokens how far it is then
 from itself: KL divergence, as `compare` tells it. What a rounding costs grows with the square of its error (the first
 term of that divergence in the weights that is not zero), so the cost of other bits follows from the error that they
-leave. Bytes are then spent where they buy most, up to the budget. The choice is measured as a whole in the end, and so
-is one quantization for all of the same bytes; the better one is taken.
+leave. Bytes are then spent where they buy most, up to the budget. What was chosen by the first two thirds of the
+conversation is measured over the last one, and so is one quantization for all of the same bytes; the better one is
+taken.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from . import comparing
 from .comparing import Talk
 
 Rounding = Callable[[str], "Quantization | None"]
+ENOUGH = 375  # positions, half a minute: the miniature's bits of 6 s were no better than one width in other speech
 
 
 class Layer(NamedTuple):
@@ -205,10 +207,11 @@ def calibrate(
     paths = [path for layer in layers for path in layer.paths]
     rest = sum(info.nbytes for info in infos.values()) - bytes_of(paths, None, infos)
     exact = comparing.distributions(model, said, lambda count: None)
+    asked, kept_back = apart(said)
 
-    def cost(rows: Iterable[Row], kind: Rounding) -> float:
+    def cost(rows: Iterable[Row], kind: Rounding, over: Talk = asked) -> float:
         with rounded(model, rows, kind):
-            streams = comparing.figures(exact, comparing.distributions(model, said, lambda count: None), said)
+            streams = comparing.figures(exact, comparing.distributions(model, said, lambda count: None), over)
         return float(np.mean([stream.divergence for stream in streams]))
 
     table = []
@@ -219,15 +222,22 @@ def calibrate(
     spent = zip(layers, spend(table, budget - rest), strict=True)
     auto = {path: choice.kind for layer, choice in spent for path in layer.paths}
     rows = [row for layer in layers for row in layer.rows]
-    nats = cost(rows, auto.get)
-    words = f"{said.inputs.shape[1]} positions: {nats:.3g} nats a token on average with these bits"
-    if rest + bytes_of(paths, usual, infos) > budget:
-        return Calibration(auto, words)
-    plain = cost(rows, lambda path: usual)
-    words += f", {plain:.3g} with {usual} throughout"
-    if plain < nats:
-        return Calibration(dict.fromkeys(auto, usual), words + ", which is taken")
+    nats, count = cost(rows, auto.get, kept_back), said.inputs.shape[1]
+    words = f"by {count} positions: {nats:.3g} nats a token on average with these bits"
+    if rest + bytes_of(paths, usual, infos) <= budget:
+        plain = cost(rows, lambda path: usual, kept_back)
+        words += f", {plain:.3g} with {usual} throughout"
+        if plain < nats:
+            auto, words = dict.fromkeys(auto, usual), words + ", which is taken"
+    if count < ENOUGH:
+        words += "; half a minute of speech or more tells better what other speech needs"
     return Calibration(auto, words)
+
+
+def apart(said: Talk) -> tuple[Talk, Talk]:
+    """What bits are chosen by, and the last third, by which they are judged."""
+    first = np.arange(said.inputs.shape[1]) < said.inputs.shape[1] * 2 // 3
+    return said._replace(valid=said.valid & first), said._replace(valid=said.valid & ~first)
 
 
 def _choices(

@@ -2,17 +2,20 @@
 
 import itertools
 import json
+import re
 import shutil
 
 import mlx.core as mx
 import numpy as np
 import pytest
+import soundfile
 from family import FAMILY, ROLES
 from helpers import GOLDENS
 from moshi_mlx.convert import calibrating, cli, comparing, recipes
 from moshi_mlx.convert.calibrating import Choice
 
 import moshi_mlx
+from miniature.conversations.dialogues import held_out
 from moshi_mlx.checkpoints import layouts
 from moshi_mlx.checkpoints.filling import language_shapes
 from moshi_mlx.checkpoints.names import MINIATURE_FOLDER
@@ -185,12 +188,41 @@ def test_who_does_not_talk_is_refused_by_name(role, tmp_path, capsys):
     assert "expected a" in capsys.readouterr().err
 
 
+def nats(words):
+    """With the bits that were chosen, and with one width throughout."""
+    line = next(line for line in words.splitlines() if "calibrated" in line)
+    return [float(word) for word in re.findall(r"([0-9.]+(?:e-[0-9]+)?)(?= nats| with affine)", line)]
+
+
 @pytest.mark.slow
-def test_the_miniature_is_nearer_with_the_same_bytes(tmp_path, capsys):
+def test_the_miniature_is_nearer_with_the_same_bytes_in_speech_that_chose_nothing(tmp_path, capsys):
     assert run("--hf-path", MINIATURE_FOLDER, "--mlx-path", tmp_path / "plain", "-d") == 0
-    out = auto(tmp_path / "plain", tmp_path / "out")
+    questions = np.concatenate([one.sound for one in held_out(3, seed=5)])
+    soundfile.write(tmp_path / "questions.wav", questions, 24000)
+    out = auto(tmp_path / "plain", tmp_path / "out", "--calibrate", tmp_path / "questions.wav")
     assert language_bytes(out) <= language_bytes_of_four_bits(tmp_path / "plain", tmp_path)
-    words = next(line for line in capsys.readouterr().out.splitlines() if "calibrated" in line).split()
-    nats = [float(word) for word in words if word.replace(".", "").replace("e-", "").isdigit() and "e" in word]
-    assert nats[0] < 0.8 * nats[1]
+    ours, plain = nats(capsys.readouterr().out)
+    assert ours < 0.8 * plain
     assert moshi_mlx.load(out).session(seed=0)
+
+
+def test_one_width_is_taken_where_it_is_nearer_in_what_chose_nothing(wide, tmp_path, capsys, monkeypatch):
+    def least(layers, budget):
+        return [min(choices, key=lambda choice: choice.nbytes) for choices in layers]
+
+    monkeypatch.setattr(calibrating, "spend", least)
+    out = auto(wide, tmp_path / "out")
+    said = capsys.readouterr().out
+    ours, plain = nats(said)
+    assert plain < ours
+    assert "which is taken; half a minute of speech or more" in said
+    assert {kind for kind in open_checkpoint(out).quantized.values() if kind} == {Quantization(4, 32)}
+
+
+def test_what_judges_did_not_choose(checkpoint):
+    model = moshi_mlx.load(checkpoint("moshi_tiny"))
+    said = comparing.talk(model, comparing.heard(QUESTION, model.config.audio_encoder_config), 0)
+    chooses, judges = (part.valid for part in calibrating.apart(said))
+    assert not (chooses & judges).any()
+    assert ((chooses | judges) == said.valid).all()
+    assert 1.9 < chooses.sum() / judges.sum() < 2.1
