@@ -16,7 +16,6 @@ from moshi_mlx.convert.cli import main as convert
 import moshi_mlx
 from moshi_mlx import AudioError, InputError
 from moshi_mlx.checkpoints import writing
-from moshi_mlx.conversation import saving
 from moshi_mlx.conversation.told import against
 from moshi_mlx.models.state import flatten
 from moshi_mlx.roles import translator as translators
@@ -180,17 +179,6 @@ def test_ten_thousand_frames_stay_exact_and_flat(hibiki):
     likeliest = np.array((null + (said - null) * guidance).argmax(-1))[0]
     field = config.num_hidden_layers * config.sliding_window
     assert likeliest[field:].tolist() == text[count - 300 :][field:]
-
-
-def test_a_conversation_saved_before_there_was_guidance_goes_on(models, tmp_path, monkeypatch):
-    said, plain = saving._said, models["plain_2026"]
-    earlier = {name: value for name, value in said(quiet(plain)).items() if name not in ("guidance", "conditions")}
-    session, other = quiet(plain), quiet(plain, seed=9)
-    monkeypatch.setattr(saving, "_said", lambda talk: {name: said(talk)[name] for name in earlier})
-    session.save(tmp_path / "talk.safetensors")
-    monkeypatch.undo()
-    other.restore(tmp_path / "talk.safetensors")
-    check_equal([other.step(pcm) for pcm in sound(3, 4)], [session.step(pcm) for pcm in sound(3, 4)])
 
 
 @pytest.mark.parametrize("guidance", [1, 3])
