@@ -52,7 +52,7 @@ def restore(session: Session, path: str | os.PathLike[str]) -> None:
         taken = {name: said[name] for name in _said(session)}
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration, RecursionError) as error:
         raise InputError(f"{path}: the conversation in it is damaged; take another copy of the file") from error
     _take(session, state, taken, tail)
 

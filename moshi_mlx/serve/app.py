@@ -205,12 +205,17 @@ class Listener:
             protocol.transport.abort()
 
     async def close(self) -> None:
+        """Lets nobody in, ends those who are there, and cuts off who does not take what is still to be sent."""
         for timer in self._silent.values():
             timer.cancel()
         self._silent.clear()
         if self._server is not None:
             self._server.close()
+        server = self.runner.server
+        transports = [each.transport for each in server.connections if each.transport] if server else []
         await self.runner.cleanup()
+        for transport in transports:
+            transport.abort()
         if self._server is not None:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._server.wait_closed(), 2.0)

@@ -157,9 +157,11 @@ def broken(path, how):
             about["conversation"] = about["conversation"].replace('"steps": 2', '"steps": 3')
         elif how == "said nothing":
             about["conversation"] = "{}"
+        elif how == "said too deep":
+            about["conversation"] = "[" * 10_000
         else:
             about = {"kind": "moshi_mlx conversation 99"}
-        if how in ("a shape", "said nothing"):  # made with care, yet no conversation
+        if how in ("a shape", "said nothing", "said too deep"):  # made with care, yet no conversation
             about["checksum"] = saving._checksum(arrays, about["conversation"])
         mx.save_safetensors(str(path.with_suffix(".safetensors")), arrays, about)
         path.with_suffix(".safetensors").replace(path)
@@ -176,6 +178,7 @@ def broken(path, how):
         ("a shape", "damaged"),
         ("said", "damaged"),
         ("said nothing", "damaged"),
+        ("said too deep", "damaged"),
         ("version", "of another version"),
     ],
 )

@@ -162,12 +162,16 @@ def test_realtime_peers_too(act, code, reason):
 
 def test_bad_events_are_answered_and_end_nothing():
     async def scene():
-        async with open_house() as (_, address), connect(f"ws://{address}/v1/realtime") as ws:
+        async with open_house() as (house, address), connect(f"ws://{address}/v1/realtime") as ws:
             await ws.receive()
             for text in ("", "{", "[]", "null", '{"type": "input_audio_buffer.append", "audio": 3}', "\x00" * 100,
-                         '{"type": "session.update", "session": {"temperature": "hot"}}', "[" * 10_000):  # fmt: skip
+                         "[" * 10_000, '{"a":' * 10_000, "1" * 10_000,
+                         '{"type": "session.update", "session": {"temperature": "hot"}}'):  # fmt: skip
                 await ws.send_str(text)
-                assert json.loads((await ws.receive()).data)["type"] == "error"
+                error = json.loads((await ws.receive()).data)
+                assert error["type"] == "error"
+                assert error["error"]["code"] == "invalid_value"
+            assert len(house.talks) == 1
 
     run(scene())
 
@@ -190,6 +194,22 @@ def test_a_slow_reader_is_let_go(monkeypatch):
                 await asyncio.sleep(0.08)
             assert talk._ended.result().label == "slow"
             await until(lambda: len(house.talks) == 1)
+            me.ws._response.connection.transport.abort()
+
+    run(scene())
+
+
+def test_a_closed_house_leaves_no_connection_of_who_does_not_read():
+    async def scene():
+        async with contextlib.AsyncExitStack() as client:
+            async with open_house() as (house, address):
+                me = await client.enter_async_context(visit(address, "?pcm=192000"))
+                await me.handshake()
+                me.ws._response.connection.transport.pause_reading()
+                theirs = next(iter(house.talks)).ws._writer.transport
+                theirs.write(bytes(50_000_000))
+            await asyncio.sleep(0)
+            assert theirs.get_extra_info("socket").fileno() == -1
             me.ws._response.connection.transport.abort()
 
     run(scene())

@@ -73,7 +73,7 @@ def parse(message: str) -> Asked:
     """A client's event. Raises InputError for what is no event at all."""
     try:
         event = json.loads(message)
-    except ValueError:
+    except (ValueError, RecursionError):  # the second: lists in lists without end
         raise InputError("event: got text that is no JSON, expected an object with a type") from None
     if not isinstance(event, dict) or not isinstance(event.get("type"), str):
         raise InputError("event: got JSON without a type, expected an object with one")
