@@ -53,6 +53,10 @@ class Talk(NamedTuple):
     codes: np.ndarray  # int32 [num_codebooks, T]
     valid: np.ndarray  # bool [1 + num_codebooks, T]: false before the start of a delayed codebook
 
+    def first(self, count: int) -> Talk:
+        """The first `count` positions, on which later ones have no influence."""
+        return Talk(*(part[..., :count] for part in self))
+
 
 class Stream(NamedTuple):
     """The figures of one stream."""

@@ -26,7 +26,6 @@ from .duplex import DuplexSampling, Reply
 class Occupant(Protocol):
     """What every row has."""
 
-    _place: int
     sampling: DuplexSampling
 
 
